@@ -1,0 +1,75 @@
+"""The verb `train`: a run's events on the way, and an end that can be asked for."""
+
+from __future__ import annotations
+
+import json
+import signal
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from .output import note, progress
+
+Emit = Callable[[Mapping[str, Any]], None]
+
+
+def train(options: Namespace) -> int:
+    """Train a LoRA as CONFIG, a JSON file, says."""
+    from ..lora_core.errors import LorasmithError
+
+    with events_to(options.events) as emit, stop_signals() as asked:
+        last: Mapping[str, Any] = {"event": "", "step": 0, "steps": 0}
+        try:
+            for last in events(options, lambda: bool(asked)):
+                emit(last)
+                progress(last)
+        except LorasmithError as error:
+            if last["event"] != "error":
+                emit({**last, "event": "error", "message": error.message, "error": error.details()})
+            raise
+    if options.events != "-":
+        how = "trained" if last["event"] == "done" else "stopped after"
+        print(f"{how} {last['step']} of {last['steps']} steps: {last['path']}")
+    return 128 + signal.SIGINT if signal.SIGINT in asked else 0
+
+
+def events(options: Namespace, stop: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:
+    """Yield the run's events as JSON-ready data."""
+    from ..convert import training
+    from ..lora_core.train import TrainConfig
+
+    config = TrainConfig.from_json(options.CONFIG)
+    for event in training.train(config, resume=options.resume, stop=stop):
+        yield event.data()
+
+
+@contextmanager
+def events_to(target: str | None) -> Iterator[Emit]:
+    """Yield what writes an event as a line of JSON to stdout ("-"), to the end of a file, or nowhere."""
+    if target is None:
+        yield lambda event: None
+    elif target == "-":
+        yield lambda event: print(json.dumps(event), flush=True)
+    else:
+        with open(target, "a", encoding="utf-8") as stream:
+            yield lambda event: print(json.dumps(event), file=stream, flush=True)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yield the signals that asked for an end so far; the second one interrupts instead of asking."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        note("stopping after the step in hand; once more to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

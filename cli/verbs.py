@@ -1,0 +1,160 @@
+"""The verbs that turn files into files. The core is imported when one runs, so that help and refusals are quick."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from .output import refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..convert.detect import Match
+    from ..lora_core.adapter import Adapter, Target
+    from ..lora_core.ops.merge import Weighted
+    from ..lora_core.ops.report import Report
+
+ROUNDING = 3e-7  # relative; a few times float32's unit of 6e-8
+
+
+def info(options: Namespace) -> int:
+    """Say what a LoRA file is, and whether it fits a model."""
+    from ..convert import inspect
+
+    results = [facts_of(file, options) for file in options.FILE]
+    if options.json:
+        print(json.dumps(results if len(results) > 1 else results[0], indent=2))
+    for result in () if options.json else results:
+        if "error" in result:
+            refused(result["error"], as_json=False)
+        else:
+            print(inspect.text(result))
+        for key, what in result.get("keys", {}).items():
+            print(f"  {key}  {what['dtype']} {what['shape']}")
+    return 2 if any("error" in result for result in results) else 0
+
+
+def facts_of(file: str, options: Namespace) -> dict[str, Any]:
+    """Return what `info` tells of one file; what cannot be read is an error beside the others' facts."""
+    from ..convert.inspect import info
+    from ..lora_core.errors import LorasmithError
+
+    try:
+        return info(file, against=options.against, fast=options.fast, keys=options.keys)
+    except LorasmithError as error:
+        return {"error": error.details()}
+
+
+def convert(options: Namespace) -> int:
+    """Write a LoRA in another program's key format, and check that it still does the same."""
+    from ..convert import load, write
+    from ..lora_core.ops.merge import Weighted
+
+    source = load(options.IN)
+    if not options.trust:
+        return said("converted", written(source.adapter, [Weighted(source.adapter)], options.to, options), options)
+    out = write(source.adapter, options.OUT, options.to, dtype=options.dtype, overwrite=options.force)
+    return said("converted", facts_about(source.adapter, out, options.to, None), options)
+
+
+def scale(options: Namespace) -> int:
+    """Write a LoRA whose effect at strength 1 is that of the given one at another strength."""
+    from ..convert import load
+    from ..lora_core.ops import scale
+    from ..lora_core.ops.merge import Weighted
+
+    source = load(options.IN)
+    result = scale.scale(source.adapter, options.strength, options.text_encoder)
+    wanted = [Weighted(source.adapter, options.strength, options.text_encoder)]
+    return said("scaled", written(result, wanted, options.to or source.match, options), options)
+
+
+def merge(options: Namespace) -> int:
+    """Merge LoRAs into one whose effect at strength 1 is the sum of theirs."""
+    from ..convert import load
+    from ..convert.formats import WRITABLE
+    from ..lora_core.ops import merge
+
+    parts = [part_of(text) for text in options.FILE]
+    sources = [load(name) for name, _, _ in parts]
+    wanted = [
+        merge.Weighted(source.adapter, strength, text_encoder, source.path.name)
+        for source, (_, strength, text_encoder) in zip(sources, parts, strict=True)
+    ]
+    result = merge.merge(wanted, options.method, options.rank, options.energy)
+    first = sources[0].match.format
+    format = options.to or (first if first in WRITABLE else "kohya")
+    return said(f"merged {len(wanted)} adapters,", written(result, wanted, format, options), options)
+
+
+def part_of(text: str) -> tuple[str, float, float | None]:
+    """Return the file and the strengths that `FILE[@STRENGTH[@TE_STRENGTH]]` names; raises BadConfig for no number."""
+    from ..lora_core.errors import BadConfig
+    from .call import weighted_name
+
+    name, strength, text_encoder = weighted_name(text)
+    file, at, tail = name.rpartition("@")
+    if at and not os.path.exists(name) and os.path.exists(file):
+        raise BadConfig(f"{text}: {tail!r} is no strength; write a number after the @, such as {file}@0.8", file=file)
+    return name, strength, text_encoder
+
+
+def written(result: Adapter, wanted: list[Weighted], format: str | Match, options: Namespace) -> dict[str, Any]:
+    """Write a result, and return what a reader of the file finds, with its error against what was wanted."""
+    from ..convert.proof import write_proved
+    from ..lora_core.ops.report import relative_error
+
+    proof = write_proved(result, options.OUT, format, dtype=options.dtype, overwrite=options.force)
+    return facts_about(proof.adapter, proof.path, proof.match.format, relative_error(proof.adapter, wanted))
+
+
+def facts_about(adapter: Adapter, out: Path, format: str, report: Report | None) -> dict[str, Any]:
+    """Return the JSON of a verb that writes; the errors are None where nothing was measured."""
+    return {
+        "layers": len(adapter.layers),
+        "rank": max((getattr(layer, "rank", 0) for layer in adapter.layers.values()), default=0),
+        "relative_error": report and report.relative_error,
+        "per_block": report and report.grouped(block),
+        "format": format,
+        "architecture": adapter.architecture,
+        "out": str(out),
+    }
+
+
+def said(what: str, facts: dict[str, Any], options: Namespace) -> int:
+    """Print the result's line, or the facts as JSON."""
+    error = error_text(facts["relative_error"])
+    line = f"{what} {facts['layers']} layers, rank {facts['rank']}, relative error {error}"
+    print(json.dumps(facts) if options.json else line)
+    return 0
+
+
+def error_text(error: float | None) -> str:
+    """Return a relative error as people read it.
+
+    >>> error_text(0.0), error_text(2e-8), error_text(0.0123)
+    ('0.0 (exact)', '2.0e-08 (float32 rounding)', '0.0123')
+    """
+    if error is None:
+        return "not measured"
+    if error == 0:
+        return "0.0 (exact)"
+    return f"{error:.1e} (float32 rounding)" if error < ROUNDING else f"{error:.3g}"
+
+
+def block(target: Target) -> str:
+    """Return the name of the block that a target lies in: component and path up to the first number."""
+    words = target.module.split(".")
+    end = next((index for index, word in enumerate(words) if word.isdigit()), len(words) - 1)
+    return ".".join([target.component, *words[: end + 1]])
+
+
+def demo(options: Namespace) -> int:
+    """Try everything on a tiny model and pictures that come along, on the CPU."""
+    from ..examples.demo import run
+
+    run(options.out)
+    return 0

@@ -1,0 +1,283 @@
+"""A model seen through its header: which family it is, which modules it has, and whether an adapter fits them.
+
+Only names and shapes are read, never a weight. Names are generated from the families' tables and looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..lora_core import store
+from ..lora_core.adapter import Target
+from ..lora_core.errors import BadConfig, FileProblem
+from .architectures import ARCHITECTURES, architecture
+from .detect import Match, Shapes, agree, shape_of
+from .keymap import keymap, looks_like_layer
+from .model import Architecture, Component
+
+UNKNOWN = "unknown"  # the architecture of a model whose family has no table
+KNOWN_ENOUGH = 0.9  # of a model's denoiser tensors, the share that its family's table must know
+WEIGHTS = ("*.safetensors", "*.bin")  # in a component's folder: shards and variants of one model together
+WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "unet.")  # what marks a denoiser's tensors among others
+
+# OpenCLIP, as SD 2.x and SDXL checkpoints hold it: (its name, what it is in transformers' CLIP, one below another)
+OPENCLIP_LAYER = (
+    ("attn.in_proj_", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    ("attn.out_proj.", ("self_attn.out_proj",)),
+    ("mlp.c_fc.", ("mlp.fc1",)),
+    ("mlp.c_proj.", ("mlp.fc2",)),
+    ("ln_1.", ("layer_norm1",)),
+    ("ln_2.", ("layer_norm2",)),
+)
+OPENCLIP_ENDS = (  # whole names, with the parameter's
+    ("token_embedding.weight", "text_model.embeddings.token_embedding"),
+    ("positional_embedding", "text_model.embeddings.position_embedding"),
+    ("ln_final.weight", "text_model.final_layer_norm"),
+    ("text_projection", "text_projection"),
+)
+
+STRANGERS = (  # families without a table here, by a tensor that they alone have
+    ("double_stream_modulation_img.lin.weight", "FLUX.2"),
+    ("double_blocks.0.img_attn.qkv.weight", "Flux (or a relative of it)"),
+    ("single_transformer_blocks.0.proj_mlp.weight", "Flux (or a relative of it)"),
+    ("joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
+    ("transformer_blocks.0.img_mlp.net.0.proj.weight", "Qwen-Image"),
+    ("blocks.0.cross_attn.k.weight", "Wan"),
+    ("input_hint_block.0.weight", "ControlNet"),
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What an adapter can be held against: a family and its modules' shapes."""
+
+    name: str  # its path, or what a host calls it
+    architecture: str  # family id, or UNKNOWN
+    title: str  # the family's name for people
+    shapes: Mapping[Target, tuple[int, ...]]  # per parameter ("weight" or "bias")
+
+    @property
+    def components(self) -> frozenset[str]:
+        """Ids of the components that are in it."""
+        return frozenset(target.component for target in self.shapes)
+
+
+def read_model(path: str | Path) -> Model:
+    """Read a checkpoint's or a Diffusers folder's headers.
+
+    Raises:
+        FileProblem: nothing readable is there.
+        BadConfig: it holds a LoRA, or nothing that could be a model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    return model_of(store.header(path).shapes, str(path))
+
+
+def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> Model:
+    """Return the model that a state dict's names and shapes belong to.
+
+    Args:
+        shapes: as in a checkpoint, a UNet alone, a Diffusers folder (each key with its subfolder in front), or a live
+            ComfyUI model ("diffusion_model....weight", "clip_l.transformer....weight").
+        name: its path, or what to call it.
+
+    Raises:
+        BadConfig: it holds a LoRA, or nothing that could be a model.
+    """
+    _refuse_other(list(shapes), name)
+    found = {family.id: _targets(family.id, shapes) for family in ARCHITECTURES}
+    most = max(map(len, found.values()))
+    tied = [family for family in ARCHITECTURES if len(found[family.id]) == most]
+    best = max(tied, key=lambda family: _likeness(family.id, found[family.id]))
+    if not _known_enough(best.id, shapes):
+        return Model(name, UNKNOWN, _stranger(shapes), {})
+    return Model(name, best.id, best.name, found[best.id])
+
+
+def compare(match: Match, shapes: Shapes, model: Model) -> dict[str, Any]:
+    """Return how an adapter fits a model, as `info --json` prints it.
+
+    Args:
+        match: what the adapter's keys stand for.
+        shapes: the adapter's tensors.
+        model: what it is held against.
+    """
+    layers = _layer_shapes(match, shapes, model)
+    unmatched = [target for target in layers if target not in model.shapes]
+    conflicts = [
+        target for target, shape in layers.items() if target in model.shapes and not agree(shape, model.shapes[target])
+    ]
+    total = len(_modules(layers))
+    matched = total - len(_modules([*unmatched, *conflicts]))
+    verdict = _verdict(match, model, matched, total)
+    return {
+        "model": model.name,
+        "architecture": model.architecture,
+        "matched": matched,
+        "total": total,
+        "verdict": verdict,
+        "unmatched": [_name(target) for target in unmatched],
+        "shape_conflicts": [_conflict(target, layers[target], model.shapes[target]) for target in conflicts],
+        "next": _next(verdict, match, model, unmatched, conflicts),
+    }
+
+
+@cache
+def _names(id: str) -> dict[str, tuple[Target, ...]]:
+    """Return every tensor name of a family's model, in all layouts, with the parameters it holds one below another."""
+    names: dict[str, tuple[Target, ...]] = {}
+    for part in architecture(id).components:
+        for prefix, naming in _layouts(part):
+            for module, target in keymap(id).targets(part.id, naming).items():
+                for parameter in ("weight", "bias"):
+                    names.setdefault(f"{prefix}{module}.{parameter}", (_with(target, parameter),))
+        if part.id != "denoiser":
+            for prefix in part.checkpoint:
+                names.update({f"{prefix}.{name}": targets for name, targets in _openclip(architecture(id), part.id)})
+    return names
+
+
+def _layouts(part: Component) -> Iterator[tuple[str, str]]:
+    """Yield (prefix, naming) of each layout that models of a component come in."""
+    live = [prefix.removeprefix("text_encoders.") for prefix in part.prefixes.get("comfy", ())]
+    for prefix in (*part.checkpoint, *live):
+        yield f"{prefix}.", "original"
+        yield f"{prefix}.", "flat-clip"
+    yield f"{part.folder}.", "diffusers"
+    yield f"{part.folder}.", "flat-clip"
+    if part.id == "denoiser":
+        yield "", "original"
+        yield "", "diffusers"
+
+
+def _openclip(family: Architecture, component: str) -> Iterator[tuple[str, tuple[Target, ...]]]:
+    known = keymap(family.id).targets(component, "original")
+    layers = {module.split(".")[3] for module in known if module.startswith("text_model.encoder.layers.")}
+    for layer in sorted(layers, key=int):
+        for name, modules in OPENCLIP_LAYER:
+            targets = [known[f"text_model.encoder.layers.{layer}.{module}"] for module in modules]
+            for parameter in ("weight", "bias"):
+                yield f"transformer.resblocks.{layer}.{name}{parameter}", tuple(_with(t, parameter) for t in targets)
+    for name, module in OPENCLIP_ENDS:
+        if module in known:
+            yield name, (known[module],)
+
+
+def _targets(id: str, shapes: Mapping[str, Sequence[int]]) -> dict[Target, tuple[int, ...]]:
+    names = _names(id)
+    found: dict[Target, tuple[int, ...]] = {}
+    for key, shape in shapes.items():
+        targets = names.get(key, ())
+        for target in targets:
+            found[target] = (shape[0] // len(targets), *shape[1:]) if shape else ()
+    return found
+
+
+def _likeness(id: str, found: Mapping[Target, tuple[int, ...]]) -> tuple[int, int]:
+    """Count the weights of the right kind (linear, convolution, norm), then those of the released model's shape."""
+    expected = [(shape, keymap(id).shape(target)) for target, shape in found.items()]
+    kinds = sum(wanted is not None and len(shape) == len(wanted) for shape, wanted in expected)
+    return kinds, sum(shape == wanted for shape, wanted in expected)
+
+
+def _known_enough(id: str, shapes: Mapping[str, Sequence[int]]) -> bool:
+    names = _names(id)
+    wrapped = [key for key in shapes if key.startswith(WRAPPERS)]
+    denoiser = wrapped or list(shapes)
+    return sum(key in names for key in denoiser) >= KNOWN_ENOUGH * len(denoiser)
+
+
+def _stranger(shapes: Mapping[str, Sequence[int]]) -> str:
+    return next((title for ending, title in STRANGERS if any(key.endswith(ending) for key in shapes)), UNKNOWN)
+
+
+def _refuse_other(keys: Sequence[str], name: str) -> None:
+    if 2 * sum(looks_like_layer(key) for key in keys) > len(keys):
+        raise BadConfig(
+            f"{Path(name).name}: is a LoRA itself, not a model. Name a checkpoint or a Diffusers folder", file=name
+        )
+    if not any(key.endswith(".weight") for key in keys):
+        raise BadConfig(
+            f"{Path(name).name}: holds no model's weights. Name a checkpoint or a Diffusers folder", file=name
+        )
+
+
+def _folder(path: Path) -> Model:
+    parts = {part.folder for family in ARCHITECTURES for part in family.components} | {"transformer"}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part in sorted(parts):
+        shapes.update({f"{part}.{key}": shape for key, shape in _headers(path / part).items()})
+    shapes = shapes or _headers(path)
+    if not shapes:
+        raise FileProblem(
+            f"{path}: no model in this folder. Name a checkpoint, or a Diffusers folder with unet/", file=path
+        )
+    return model_of(shapes, str(path))
+
+
+def _headers(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of all weight files in a folder; shards complete one another, variants repeat one another."""
+    for pattern in WEIGHTS:
+        files = sorted(folder.glob(pattern))
+        if files:
+            return {key: shape for file in files for key, shape in store.header(file).shapes.items()}
+    return {}
+
+
+def _layer_shapes(match: Match, shapes: Shapes, model: Model) -> dict[Target, list[int | None]]:
+    """Return the shape of each layer, placed by the model's family where that is one of the candidates."""
+    family = model.architecture if model.architecture in match.candidates else match.candidates[0]
+    roles: dict[Target, dict[str, Any]] = {}
+    for key, place in match.places.items():
+        other = place if family == match.candidates[0] else keymap(family).place(key, match.positions)
+        roles.setdefault((other or place).target, {})[place.role] = shapes[key]
+    return {target: shape_of(parts) or [] for target, parts in roles.items()}
+
+
+def _modules(targets: Iterable[Target]) -> set[tuple[str, str]]:
+    return {(target.component, target.module) for target in targets}
+
+
+def _verdict(match: Match, model: Model, matched: int, total: int) -> str:
+    if model.architecture not in match.candidates or not matched:
+        return "wrong-architecture"
+    return "fits" if matched == total else "partial"
+
+
+def _next(verdict: str, match: Match, model: Model, unmatched: Sequence[Target], conflicts: Sequence[Target]) -> str:
+    """Say in one sentence what the verdict means for the person."""
+    adapter = " or ".join(architecture(id).name for id in match.candidates)
+    if model.architecture not in match.candidates:
+        title = f"{model.title} model" if model.title != UNKNOWN else "model of a family that is not known here"
+        return f"a LoRA for {adapter} on a {title}: load a {adapter} checkpoint, or a LoRA made for this model"
+    if verdict == "fits":
+        return "load it: every layer finds its module in this model"
+    absent = sorted({target.component for target in unmatched} - model.components)
+    if absent and not conflicts and all(target.component in absent for target in unmatched):
+        return f"the model holds no {' and '.join(absent)}, so those layers could not be checked; all others fit"
+    if not unmatched:
+        return f"{len(conflicts)} layers have other sizes than the model's modules: use the model it was trained on"
+    left = len(unmatched) + len(conflicts)
+    return f"{left} layers would be left out: use the model it was trained on, or expect a weaker effect"
+
+
+def _name(target: Target) -> str:
+    return f"{target.component}.{target.module}" + (".bias" if target.parameter == "bias" else "")
+
+
+def _conflict(target: Target, shape: Sequence[int | None], expected: tuple[int, ...]) -> str:
+    return f"{_name(target)}: {_size(shape)} in the LoRA, {_size(expected)} in the model"
+
+
+def _size(shape: Sequence[int | None]) -> str:
+    return "x".join("?" if size is None else str(size) for size in shape)
+
+
+def _with(target: Target, parameter: str) -> Target:
+    return Target(target.component, target.module, target.block, parameter)

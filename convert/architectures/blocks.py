@@ -1,0 +1,95 @@
+"""Building blocks that the UNet families and CLIP text encoders share: rows below a group's name."""
+
+from __future__ import annotations
+
+from ..model import Positional, Row
+
+RESNET = (
+    Row("in_layers.0", "norm1", ("in",)),
+    Row("in_layers.2", "conv1", ("out", "in", 3, 3)),
+    Row("emb_layers.1", "time_emb_proj", ("out", "time")),
+    Row("out_layers.0", "norm2", ("out",)),
+    Row("out_layers.3", "conv2", ("out", "out", 3, 3)),
+)
+RESNET_SKIP = (*RESNET, Row("skip_connection", "conv_shortcut", ("out", "in", 1, 1)))
+
+SPATIAL_CONV = (  # SD 1.x: 1x1 convolutions around the transformer
+    Row("norm", "norm", ("width",)),
+    Row("proj_in", "proj_in", ("width", "width", 1, 1)),
+    Row("proj_out", "proj_out", ("width", "width", 1, 1)),
+)
+SPATIAL_LINEAR = (  # SD 2.x and later
+    Row("norm", "norm", ("width",)),
+    Row("proj_in", "proj_in", ("width", "width")),
+    Row("proj_out", "proj_out", ("width", "width")),
+)
+TRANSFORMER = (
+    Row("attn1.to_q", "attn1.to_q", ("width", "width")),
+    Row("attn1.to_k", "attn1.to_k", ("width", "width")),
+    Row("attn1.to_v", "attn1.to_v", ("width", "width")),
+    Row("attn1.to_out.0", "attn1.to_out.0", ("width", "width")),
+    Row("ff.net.0.proj", "ff.net.0.proj", ("8*width", "width")),
+    Row("ff.net.2", "ff.net.2", ("width", "4*width")),
+    Row("attn2.to_q", "attn2.to_q", ("width", "width")),
+    Row("attn2.to_k", "attn2.to_k", ("width", "context")),
+    Row("attn2.to_v", "attn2.to_v", ("width", "context")),
+    Row("attn2.to_out.0", "attn2.to_out.0", ("width", "width")),
+    Row("norm1", "norm1", ("width",)),
+    Row("norm2", "norm2", ("width",)),
+    Row("norm3", "norm3", ("width",)),
+)
+DOWNSAMPLE = (Row("op", "conv", ("width", "width", 3, 3)),)
+UPSAMPLE = (Row("conv", "conv", ("width", "width", 3, 3)),)
+ENDS = (
+    Row("time_embed.0", "time_embedding.linear_1", ("time", "first")),
+    Row("time_embed.2", "time_embedding.linear_2", ("time", "time")),
+    Row("input_blocks.0.0", "conv_in", ("first", "latent", 3, 3)),
+    Row("out.0", "conv_norm_out", ("first",)),
+    Row("out.2", "conv_out", ("latent", "first", 3, 3)),
+)
+
+CLIP_LAYER = (
+    Row("self_attn.q_proj", "self_attn.q_proj", ("width", "width")),
+    Row("self_attn.k_proj", "self_attn.k_proj", ("width", "width")),
+    Row("self_attn.v_proj", "self_attn.v_proj", ("width", "width")),
+    Row("self_attn.out_proj", "self_attn.out_proj", ("width", "width")),
+    Row("mlp.fc1", "mlp.fc1", ("4*width", "width")),
+    Row("mlp.fc2", "mlp.fc2", ("width", "4*width")),
+    Row("layer_norm1", "layer_norm1", ("width",)),
+    Row("layer_norm2", "layer_norm2", ("width",)),
+)
+CLIP_ENDS = (
+    Row("embeddings.token_embedding", "embeddings.token_embedding", (49408, "width")),
+    Row("embeddings.position_embedding", "embeddings.position_embedding", (77, "width")),
+    Row("final_layer_norm", "final_layer_norm", ("width",)),
+)
+
+UNET_PREFIXES = {
+    "kohya": ("lora_unet", "lycoris"),
+    "diffusers": ("unet",),
+    "comfy": ("diffusion_model",),
+    "peft": ("base_model.model", "unet.base_model.model"),
+    "bare": ("",),
+    "positional": ("unet",),
+}
+
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+TRANSFORMER_POSITIONS = (
+    *(("CrossAttention", f"attn1.{name}") for name in _PROJECTIONS),
+    ("GEGLU", "ff.net.0.proj"),
+    *(("CrossAttention", f"attn2.{name}") for name in _PROJECTIONS),
+)
+CLIP_POSITIONS = (
+    Positional(
+        "text_model.encoder.layers.{0-23}",
+        tuple(("CLIPAttention", f"self_attn.{name}") for name in ("k_proj", "v_proj", "q_proj", "out_proj")),
+    ),
+)
+SD_UNET_POSITIONS = tuple(
+    Positional(block, TRANSFORMER_POSITIONS)
+    for block in (
+        "down_blocks.{0-2}.attentions.{0-1}.transformer_blocks.0",
+        "up_blocks.{1-3}.attentions.{0-2}.transformer_blocks.0",
+        "mid_block.attentions.0.transformer_blocks.0",
+    )
+)

@@ -1,0 +1,136 @@
+"""From a path to an adapter and back: the two ends of the straight line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..lora_core import hashes, store
+from ..lora_core.adapter import Adapter
+from ..lora_core.errors import BadConfig, UnknownFormat
+from . import peft
+from .architectures import architecture
+from .codec import decode, encode, encode_like, exact_cast, family_of
+from .detect import Match, detect
+from .formats import WRITABLE
+from .keymap import keymap
+from .scales import DIFFUSERS_KEY, PEFT_KEY
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STALE = (DIFFUSERS_KEY, "sshs_model_hash", "sshs_legacy_hash", "ss_output_name", "modelspec.hash_sha256")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file's adapter together with how the file spelled it."""
+
+    adapter: Adapter
+    match: Match
+    path: Path
+
+
+def tensors_at(path: str | Path) -> store.Stored:
+    """Return the tensors and header of a LoRA file, or of a folder as PEFT writes it.
+
+    A PEFT configuration beside the weights becomes the header entry `adapter_config.json`.
+
+    Raises:
+        FileProblem: nothing readable is there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return peft.read_folder(path)
+    stored = store.load(path)
+    return store.Stored(stored.tensors, {**peft.config_beside(path), **stored.metadata})
+
+
+def load(path: str | Path) -> Loaded:
+    """Read a LoRA file in any dialect, and keep its spelling for writing it back alike.
+
+    Raises:
+        LorasmithError: the file cannot be read, is no LoRA, or holds layers that no table knows.
+    """
+    path = Path(path)
+    stored = tensors_at(path)
+    match = detect({key: tuple(tensor.shape) for key, tensor in stored.tensors.items()}, stored.metadata, path)
+    if match.unplaced:
+        title = f"{match.candidates[0]}/{match.format}"
+        raise UnknownFormat.closest(path, title, len(match.places), len(stored.tensors), match.unplaced)
+    return Loaded(decode(stored.tensors, match, stored.metadata, path), match, path)
+
+
+def read(path: str | Path) -> Adapter:
+    """Read a LoRA file in any dialect into an adapter; see `load`."""
+    return load(path).adapter
+
+
+def write(
+    adapter: Adapter, path: str | Path, format: str | Match = "kohya", *, dtype: str = "keep", overwrite: bool = False
+) -> Path:
+    """Write an adapter in a dialect, with its metadata and hashes brought up to date.
+
+    Args:
+        adapter: what to write.
+        path: the file; for "peft" a path without `.safetensors` is a folder, laid out as PEFT writes it.
+        format: a dialect's id, or a Match to spell the keys as that file did.
+        dtype: "keep", "fp32", "fp16" or "bf16"; alphas stay exact in any of them.
+        overwrite: replace a file that is already there.
+
+    Raises:
+        UnsupportedLayer: the dialect cannot say one of the layers.
+        FileProblem: the file cannot be written, or is already there.
+    """
+    return store_plan(plan(adapter, path, format, dtype), overwrite)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file will hold, before it is written."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    configs: Mapping[str, str]  # PEFT configurations, as header entries; empty for other dialects
+
+
+def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtype: str = "keep") -> Plan:
+    """Return what `write` would store, see there."""
+    path = Path(path)
+    if isinstance(format, Match) and format.format == "peft":
+        format = "peft"  # its scales lie in configurations, which are written anew
+    configs = peft.configs_of(adapter, keymap(family_of(adapter))) if format == "peft" else {}
+    return Plan(path, tensors_for(adapter, format, dtype), metadata_for(adapter, path.stem), configs)
+
+
+def store_plan(plan: Plan, overwrite: bool = False) -> Path:
+    """Write a planned file, whole or not at all, and return its path."""
+    if plan.configs and plan.path.suffix != ".safetensors":
+        return peft.write_folder(plan.tensors, plan.metadata, plan.configs, plan.path, overwrite)
+    metadata = {**plan.metadata, **plan.configs}
+    return store.save(plan.path, plan.tensors, hashes.with_hashes(plan.tensors, metadata), overwrite=overwrite)
+
+
+def tensors_for(adapter: Adapter, format: str | Match, dtype: str = "keep") -> dict[str, Tensor]:
+    """Return the tensors that `write` would store."""
+    if dtype not in ("keep", *DTYPES):
+        raise BadConfig(f"dtype {dtype!r}: choose keep, {', '.join(DTYPES)}")
+    if isinstance(format, str) and format not in WRITABLE:
+        raise BadConfig(f"format {format!r} cannot be written: choose {', '.join(WRITABLE)}")
+    tensors = encode(adapter, format) if isinstance(format, str) else encode_like(adapter, format)
+    if dtype == "keep":
+        return tensors
+    return {
+        key: exact_cast(tensor, DTYPES[dtype]) if tensor.dim() == 0 else tensor.to(DTYPES[dtype])
+        for key, tensor in tensors.items()
+    }
+
+
+def metadata_for(adapter: Adapter, name: str) -> dict[str, str]:
+    """Return a file's header: what the adapter carried, less what no longer holds, plus what hosts look for."""
+    kept = {key: value for key, value in adapter.metadata.items() if key not in STALE and not key.endswith(PEFT_KEY)}
+    family = architecture(adapter.architecture).metadata if adapter.architecture else {}
+    return {"format": "pt", **family, **kept, "ss_output_name": name}

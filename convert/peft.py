@@ -1,0 +1,151 @@
+"""PEFT's own layout: a folder with `adapter_model.safetensors` and `adapter_config.json` for each adapted model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..lora_core import store
+from ..lora_core.adapter import Adapter
+from ..lora_core.errors import FileProblem
+from ..lora_core.layers import LoRA
+from .keymap import Keymap, prefix_for
+from .scales import PEFT_KEY
+
+WEIGHTS = "adapter_model.safetensors"
+LEGACY_WEIGHTS = "adapter_model.bin"
+FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def read_folder(folder: Path) -> store.Stored:
+    """Return what the adapters in a folder hold together.
+
+    Keys of an adapter in a subfolder (`text_encoder/`), and its configuration's entry, begin with the subfolder's name.
+
+    Raises:
+        FileProblem: neither the folder nor one of its subfolders holds an adapter.
+    """
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for name in ("", *FOLDERS):
+        weights = next(
+            (file for file in (folder / name / WEIGHTS, folder / name / LEGACY_WEIGHTS) if file.is_file()), None
+        )
+        if weights is None:
+            continue
+        stored = store.load(weights)
+        beginning = f"{name}." if name else ""
+        tensors.update({f"{beginning}{key}": tensor for key, tensor in stored.tensors.items()})
+        own = {**config_beside(weights), **stored.metadata}
+        metadata.update({f"{beginning}{key}" if key == PEFT_KEY else key: text for key, text in own.items()})
+    if not tensors:
+        raise FileProblem(f"{folder}: a folder without {WEIGHTS}. Name the LoRA file inside it", file=folder)
+    return store.Stored(tensors, metadata)
+
+
+def config_beside(weights: Path) -> dict[str, str]:
+    """Return the configuration that PEFT keeps beside an adapter's weights, as a header entry."""
+    config = weights.parent / PEFT_KEY
+    if not weights.name.startswith("adapter_model.") or not config.is_file():
+        return {}
+    try:
+        return {PEFT_KEY: config.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileProblem(
+            f"{config}: cannot be read ({error}). The scale of {weights.name} is in it", file=config
+        ) from error
+
+
+def config_of(adapter: Adapter, component: str, map: Keymap) -> dict[str, Any]:
+    """Return the `adapter_config.json` of one component's layers (source of the fields: PEFT `LoraConfig`)."""
+    layers = {
+        map.name(target, "diffusers") or target.module: layer
+        for target, layer in adapter.layers.items()
+        if target.component == component and isinstance(layer, LoRA)
+    }
+    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(layers),
+        "rank_pattern": {f"^{name}": layer.rank for name, layer in layers.items() if layer.rank != rank},
+        "alpha_pattern": {f"^{name}": layer.alpha for name, layer in layers.items() if layer.alpha != alpha},
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": False,
+        "inference_mode": True,
+    }
+
+
+def configs_of(adapter: Adapter, map: Keymap) -> dict[str, str]:
+    """Return the configuration of each component as header entries; the denoiser's has no prefix."""
+    entries: dict[str, str] = {}
+    for component in sorted({target.component for target in adapter.layers}):
+        entries[_entry(component, map)] = json.dumps(config_of(adapter, component, map))
+    return entries
+
+
+def write_folder(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], configs: Mapping[str, str], path: Path, overwrite: bool
+) -> Path:
+    """Write one adapter for each configuration below a folder, all of them or nothing.
+
+    Raises:
+        FileProblem: the folder is already there, or cannot be written.
+    """
+    if path.exists() and not overwrite:
+        raise FileProblem(f"{path}: already exists. Pass --force to replace it, or choose another name", file=path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be written ({error.strerror}). Choose another folder", file=path) from error
+    try:
+        for entry, config in configs.items():
+            part = entry[: -len(PEFT_KEY)].rstrip(".")
+            beginning = f"{part}." if part else ""
+            own = {key[len(beginning) :]: tensor for key, tensor in tensors.items() if _part(key, configs) == part}
+            store.save(building / part / WEIGHTS, own, metadata)
+            (building / part / PEFT_KEY).write_text(config, encoding="utf-8")
+        _put(building, path)
+    except OSError as error:
+        raise FileProblem(
+            f"{path}: cannot be written ({error.strerror}). Free some space or choose another folder", file=path
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return path
+
+
+def _put(building: Path, path: Path) -> None:
+    """Move a finished folder into place; files of a folder that is already there are replaced one by one."""
+    if not path.exists():
+        building.chmod(0o755)
+        building.rename(path)
+        return
+    for file in sorted(building.rglob("*")):
+        if file.is_file():
+            goal = path / file.relative_to(building)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(goal)
+
+
+def _part(key: str, configs: Mapping[str, str]) -> str:
+    parts = (entry[: -len(PEFT_KEY)].rstrip(".") for entry in configs)
+    return next((part for part in parts if part and key.startswith(f"{part}.")), "")
+
+
+def _entry(component: str, map: Keymap) -> str:
+    part = map.family.component(component)
+    folder = (prefix_for(part, "diffusers") if part else None) or component
+    return PEFT_KEY if component == "denoiser" else f"{folder}.{PEFT_KEY}"

@@ -1,0 +1,105 @@
+"""Scales that the header carries and the tensors do not: PEFT's `lora_alpha`, its patterns and rsLoRA.
+
+Sources: PEFT `LoraConfig` (scale = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora`, arXiv 2312.03732) and its
+pattern lookup, which matches a pattern as a regular expression against the end of the module's name; Diffusers
+`lora_adapter_metadata`, the same fields with the component's name in front.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DIFFUSERS_KEY = "lora_adapter_metadata"
+PEFT_KEY = "adapter_config.json"
+LITERAL = re.compile(r"\^?[\w.]+")  # a pattern that is a plain name, which needs no expression to be matched
+
+
+@dataclass(frozen=True)
+class Config:
+    """The part of a PEFT configuration that decides scales."""
+
+    alpha: float | None = None
+    rslora: bool = False
+    alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> lora_alpha
+
+    def effective_alpha(self, module: str, rank: int) -> float:
+        """Return the alpha for which alpha / rank is PEFT's scale for a module."""
+        pattern = next((key for key in self.alphas if _matches(key, module)), None)
+        alpha = self.alpha if pattern is None else self.alphas[pattern]
+        if alpha is None:
+            return float(rank)
+        return alpha * math.sqrt(rank) if self.rslora else alpha
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Configurations by the prefix they apply to ("unet", "text_encoder", or "" for the whole file)."""
+
+    configs: Mapping[str, Config]
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str]) -> Scales:
+        """Collect what a header says; anything unreadable in it counts as absent."""
+        configs: dict[str, Config] = {}
+        for key, text in metadata.items():
+            if key.endswith(PEFT_KEY):
+                configs[key[: -len(PEFT_KEY)].rstrip(".")] = _config(_object(text))
+        grouped: dict[str, dict[str, Any]] = {}
+        for name, value in _object(metadata.get(DIFFUSERS_KEY, "")).items():
+            prefix, _, setting = name.rpartition(".")
+            grouped.setdefault(prefix, {})[setting] = value
+        configs.update({prefix: _config(settings) for prefix, settings in grouped.items()})
+        return cls(configs)
+
+    def alpha(self, prefix: str, module: str, rank: int) -> float:
+        """Return a layer's alpha, `rank` (scale 1) where the header says nothing.
+
+        Args:
+            prefix: the component's name in Diffusers ("unet", "text_encoder", "text_encoder_2").
+            module: the module's name in the Diffusers layout.
+            rank: the layer's rank, from its tensors.
+        """
+        config = self.configs.get(prefix) or (
+            self.configs.get("") if len(self.configs) == 1 or prefix == "unet" else None
+        )
+        return config.effective_alpha(module, rank) if config else float(rank)
+
+
+def _config(settings: Mapping[str, Any]) -> Config:
+    patterns = settings.get("alpha_pattern")
+    return Config(
+        alpha=_number(settings.get("lora_alpha")),
+        rslora=settings.get("use_rslora") is True,
+        alphas={
+            key: number
+            for key, value in (patterns.items() if isinstance(patterns, dict) else ())
+            if (number := _number(value)) is not None
+        },
+    )
+
+
+def _matches(pattern: str, module: str) -> bool:
+    if LITERAL.fullmatch(pattern):
+        name = pattern.lstrip("^")
+        return module == name or (name == pattern and module.endswith(f".{name}"))
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except re.error:
+        return module.endswith(pattern)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

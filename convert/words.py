@@ -1,0 +1,161 @@
+"""Trigger words and base model, from whatever a trainer wrote into the header or a tool laid beside the file.
+
+Every source is a row: where it lies, how it is taken apart. A value of the wrong type counts as absent.
+Sources of the names: sd-scripts (`ss_*`), the ModelSpec metadata (`modelspec.*`), A1111's `<stem>.json`, the CivitAI
+helper's `<stem>.civitai.info`, LoRA Manager's `<stem>.metadata.json`, PEFT's and Diffusers' configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from .scales import DIFFUSERS_KEY, PEFT_KEY
+
+HEADER = ""  # the source is the file's own header
+SIDECARS = (".json", ".civitai.info", ".metadata.json")  # what replaces the file's suffix
+MOST_TAGS = 5  # of a tag count, at most so many become trigger words
+LARGEST_SIDECAR = 8 << 20  # bytes; a larger one is something else
+REPEATS = re.compile(r"\d+_(.+)")  # sd-scripts' picture folders: "10_sks dog"
+NOTHING = frozenset({"", "none", "null", "unknown", "undefined", "other"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value lies and how words come out of it."""
+
+    sidecar: str  # one of SIDECARS, or HEADER
+    path: tuple[str, ...]  # keys from the top; "*" for each item of a list or table, "$" for each key of a table
+    read: Callable[[Any], Iterator[str]]
+
+
+def _whole(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+
+
+def _listed(value: Any) -> Iterator[str]:
+    yield from value.split(",") if isinstance(value, str) else ()
+
+
+def _folder(value: Any) -> Iterator[str]:
+    found = REPEATS.fullmatch(value) if isinstance(value, str) else None
+    if found:
+        yield found.group(1)
+
+
+def _frequent(value: Any) -> Iterator[str]:
+    """Yield the tags that are at least half as frequent as the most frequent one, over all picture folders."""
+    counts: Counter[str] = Counter()
+    for tags in value.values() if isinstance(value, dict) else ():
+        for tag, count in tags.items() if isinstance(tags, dict) else ():
+            if isinstance(count, (int, float)) and not isinstance(count, bool) and count > 0:
+                counts[tag.strip()] += count  # type: ignore[assignment]
+    most = max(counts.values(), default=0)
+    yield from (tag for tag, count in counts.most_common(MOST_TAGS) if 2 * count >= most)
+
+
+def _last_part(value: Any) -> Iterator[str]:
+    """Yield a model's name; of a full path its last part, since the folders are someone's private disk."""
+    if isinstance(value, str):
+        full = value.startswith(("/", "~", "\\")) or PureWindowsPath(value).drive
+        yield (PureWindowsPath(value).name if "\\" in value else PurePosixPath(value).name) if full else value
+
+
+TRIGGERS: tuple[Source, ...] = (
+    Source(HEADER, ("modelspec.trigger_phrase",), _whole),
+    Source(".json", ("activation text",), _listed),
+    Source(".civitai.info", ("trainedWords", "*"), _whole),
+    Source(".metadata.json", ("civitai", "trainedWords", "*"), _whole),
+    Source(".metadata.json", ("trainedWords", "*"), _whole),
+    Source(HEADER, ("trigger_word",), _listed),
+    Source(HEADER, ("trigger_words",), _listed),
+    Source(HEADER, ("instance_prompt",), _whole),
+    Source(HEADER, ("ss_datasets", "*", "subsets", "*", "class_tokens"), _listed),
+    Source(HEADER, ("ss_dataset_dirs", "$"), _folder),
+    Source(HEADER, ("ss_tag_frequency",), _frequent),
+)
+BASE_MODELS: tuple[Source, ...] = (
+    Source(HEADER, ("ss_sd_model_name",), _last_part),
+    Source(HEADER, ("base_model",), _last_part),
+    Source(HEADER, ("modelspec.base_model",), _last_part),
+    Source(HEADER, (PEFT_KEY, "base_model_name_or_path"), _last_part),
+    Source(HEADER, (DIFFUSERS_KEY, "unet.base_model_name_or_path"), _last_part),
+    Source(HEADER, (DIFFUSERS_KEY, "transformer.base_model_name_or_path"), _last_part),
+    Source(".civitai.info", ("baseModel",), _whole),
+    Source(".metadata.json", ("base_model",), _whole),
+    Source(HEADER, ("ss_base_model_version",), _whole),
+    Source(HEADER, ("modelspec.architecture",), _whole),
+    Source(".json", ("sd version",), _whole),
+)
+
+
+def trigger_words(metadata: Mapping[str, str], path: str | Path | None = None) -> list[str]:
+    """Return the words that call a LoRA, the most explicit sources first, each once.
+
+    Args:
+        metadata: the file's header.
+        path: the file, for what lies beside it.
+    """
+    words: dict[str, str] = {}
+    for word in _values(TRIGGERS, metadata, path):
+        words.setdefault(word.casefold(), word)
+    return list(words.values())
+
+
+def base_model(metadata: Mapping[str, str], path: str | Path | None = None) -> str | None:
+    """Return the name of the model that a LoRA was trained on, or None when nothing says so."""
+    return next(_values(BASE_MODELS, metadata, path), None)
+
+
+def _values(sources: Sequence[Source], metadata: Mapping[str, str], path: str | Path | None) -> Iterator[str]:
+    tables: dict[str, Any] = {HEADER: metadata}
+    if path is not None:
+        tables.update({suffix: _sidecar(Path(path).with_suffix(suffix)) for suffix in SIDECARS})
+    for source in sources:
+        for value in _below(tables.get(source.sidecar), source.path):
+            for word in source.read(value):
+                clean = word.strip().strip(",").strip()
+                if clean.casefold() not in NOTHING:
+                    yield clean
+
+
+def _below(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    """Yield what lies at a path; text on the way that is JSON is opened."""
+    value = _opened(value)
+    if not path:
+        yield value
+        return
+    step, rest = path[0], path[1:]
+    if step == "$":
+        yield from value if isinstance(value, dict) else ()
+        return
+    if step == "*":
+        items = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    else:
+        items = [value[step]] if isinstance(value, Mapping) and step in value else []
+    for item in items:
+        yield from _below(item, rest)
+
+
+def _opened(value: Any) -> Any:
+    if not isinstance(value, str) or not value.lstrip().startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _sidecar(path: Path) -> Any:
+    try:
+        if path.stat().st_size > LARGEST_SIDECAR:
+            return None
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None

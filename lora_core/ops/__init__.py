@@ -1,0 +1,1 @@
+"""Operations on adapters: each takes adapters and gives a new one."""

@@ -1,0 +1,72 @@
+"""Metadata of a result: what is still true of it, and how it came to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..adapter import Target
+from ..layers import Layer, LoRA
+
+OPERATION = "lorasmith.operation"
+
+# Follow from the family, which all inputs share: kept unless two inputs contradict each other.
+_FAMILY_FACTS = ("ss_base_model_version", "ss_v2", "modelspec.architecture")
+# True of a result only when it is true of every input.
+_SHARED_FACTS = (
+    "ss_sd_model_name",
+    "ss_sd_model_hash",
+    "ss_new_sd_model_hash",
+    "ss_clip_skip",
+    "modelspec.prediction_type",
+    "modelspec.resolution",
+)
+# Name or describe one file's bytes, so a new file must not carry them on.
+_STALE = (
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+    "modelspec.hash_sha256",
+    "ss_output_name",
+    "lora_adapter_metadata",
+    "ss_network_dim",
+    "ss_network_alpha",
+    OPERATION,
+)
+
+
+def carried(
+    metadata: Mapping[str, str], layers: Mapping[Target, Layer], operation: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return one input's metadata for a changed copy of it: everything but its name, hashes, rank and alpha."""
+    kept = {key: value for key, value in metadata.items() if key not in _STALE}
+    return {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
+
+
+def combined(
+    inputs: Sequence[Mapping[str, str]], layers: Mapping[Target, Layer], operation: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the metadata of several adapters' common result: facts of the base model that hold for it, and no more."""
+    keys = dict.fromkeys(key for metadata in inputs for key in metadata)
+    kept = {}
+    for key in keys:
+        values = {metadata.get(key) for metadata in inputs}
+        if key in _FAMILY_FACTS:
+            values.discard(None)
+        is_fact = key in _FAMILY_FACTS or key in _SHARED_FACTS or key.startswith("lorasmith.")
+        if is_fact and key not in _STALE and len(values) == 1:
+            kept[key] = str(values.pop())
+    return {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
+
+
+def dimensions(layers: Mapping[Target, Layer]) -> dict[str, str]:
+    """Return `ss_network_dim` and `ss_network_alpha`, "Dynamic" where layers differ (as sd-scripts' resize writes)."""
+    factored = [layer for layer in layers.values() if isinstance(layer, LoRA)]
+    ranks = {str(layer.rank) for layer in factored}
+    alphas = {str(round(float(layer.alpha), 6)) for layer in factored}
+    if not factored:
+        return {}
+    return {
+        "ss_network_dim": ranks.pop() if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": alphas.pop() if len(alphas) == 1 else "Dynamic",
+    }

@@ -1,0 +1,51 @@
+"""Scale an adapter: the same weights at another strength, without loss."""
+
+from __future__ import annotations
+
+import math
+
+from ..adapter import Adapter, Target
+from ..errors import BadConfig, UnsupportedLayer
+from ..layers import Additive, Layer
+from .provenance import carried
+
+DENOISER = "denoiser"  # the component that is no text encoder
+
+
+def scale(adapter: Adapter, strength: float = 1.0, text_encoder: float | None = None) -> Adapter:
+    """Return the adapter whose effect at strength 1 is that of the given one at `strength`.
+
+    `text_encoder` is the strength of every component but the denoiser; left out, it is the same. Layers at strength 1
+    are passed on as they are, others through their own `scaled` (a LoRA's alpha carries the factor).
+    Raises BadConfig for a strength that is no number, UnsupportedLayer for a layer that cannot be scaled.
+    """
+    check_strength(strength, text_encoder)
+    layers = {
+        target: scaled(target, layer, strength_at(target, strength, text_encoder))
+        for target, layer in adapter.layers.items()
+    }
+    operation = {"method": "scale", "strength": strength, "text_encoder": text_encoder}
+    return Adapter(adapter.architecture, layers, carried(adapter.metadata, layers, operation), adapter.extras)
+
+
+def strength_at(target: Target, strength: float, text_encoder: float | None) -> float:
+    """Return the strength that holds at a target."""
+    return strength if target.component == DENOISER or text_encoder is None else text_encoder
+
+
+def scaled(target: Target, layer: Layer, strength: float) -> Layer:
+    """Return one layer at another strength; the very same object at strength 1."""
+    if strength == 1:
+        return layer
+    if not isinstance(layer, Additive):
+        raise UnsupportedLayer(
+            f"{target.module}: a {type(layer).__name__} layer has no strength of its own to change; bake it instead"
+        )
+    return layer.scaled(strength)
+
+
+def check_strength(*strengths: float | None) -> None:
+    """Raise BadConfig for a strength that is not a finite number."""
+    for strength in strengths:
+        if strength is not None and not math.isfinite(strength):
+            raise BadConfig(f"strength {strength}: give a finite number, such as 0.8")

@@ -1,0 +1,203 @@
+"""Weight files in and out: safetensors read and written, `torch.save` files read as data, nothing half-written.
+
+What a file is, its bytes say: a safetensors file loads under any name. Only a pickle that calls itself .safetensors,
+the name of files that cannot carry code, is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from . import pickle_reader
+from .errors import FileProblem
+from .hashes import autov2, autov3, legacy_hash, model_hash, sha256, with_hashes
+from .header import MAX_HEADER, Header, Layout, dtype_name, layout, opened, read_header, read_tensors, tensor_bytes
+
+__all__ = [
+    "Header",
+    "Stored",
+    "autov2",
+    "autov3",
+    "dtype_name",
+    "header",
+    "legacy_hash",
+    "load",
+    "model_hash",
+    "save",
+    "sha256",
+    "with_hashes",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A file in memory: tensors under the file's own keys, and its metadata."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
+# How files begin that are often taken for weights (lower case), and what to say of them.
+_FOREIGN = (
+    (b"<!doctype", "is a web page: the download asked for a login or failed; download it again"),
+    (b"<html", "is a web page: the download asked for a login or failed; download it again"),
+    (b"<?xml", "is an XML answer of a server and holds no weights: download it again"),
+    (b'{"', "is a JSON text and holds no weights; if it is a server's answer, download the file again"),
+    (b"version https://git-lfs", "is a git-lfs pointer and holds no weights: run 'git lfs pull'"),
+    (b"gguf", "is a GGUF model, not a safetensors file"),
+)
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def load(path: str | Path) -> Stored:
+    """Read a safetensors file, or a `.pt`, `.bin`, `.ckpt` or `.pth` of `torch.save` without running any of its code.
+
+    Of a pickled dict "state_dict" is taken where there is one, further dicts are joined by dots, a bare list gets the
+    keys "0", "1", ...; numbers and strings beside the tensors become metadata. Every tensor has memory of its own.
+    Raises FileProblem (missing, truncated, something else) and UnsafeFile (a pickle that asks for code).
+    """
+    path = Path(path)
+    with opened(path) as file:
+        if _is_safetensors(file.read(512), path):
+            found = read_header(file, path)
+            return Stored(read_tensors(file, found, path), found.metadata)
+        return Stored(*pickle_reader.load(path))
+
+
+def header(path: str | Path) -> Header:
+    """Read shapes, dtypes and metadata alone, whatever the file's size. Raises as `load` does."""
+    path = Path(path)
+    with opened(path) as file:
+        if _is_safetensors(file.read(512), path):
+            return read_header(file, path)
+        contents = pickle_reader.describe(path)
+    return Header(
+        shapes={key: record.shape for key, record in contents.records.items()},
+        dtypes={key: dtype_name(record.dtype) for key, record in contents.records.items()},
+        metadata=contents.texts,
+        spans={},
+    )
+
+
+def save(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, overwrite: bool = False
+) -> Path:
+    """Write a safetensors file whole or not at all, and return its path.
+
+    The bytes go to a temporary file in the same folder (made when missing), are flushed to the disk and then take the
+    name in one step; without `overwrite` a file that came to be meanwhile is left alone. Whatever interrupts the
+    writing, the temporary file is removed. Tensors may share memory or lie in any order or place.
+    Raises FileProblem, BadConfig (metadata that is not text) and UnsupportedLayer (a dtype that the format lacks).
+    """
+    target = Path(os.path.realpath(path))  # a link stays a link
+    plan = layout(tensors, {**(metadata or {}), "format": "pt"})
+    if not tensors:
+        raise FileProblem(f"{target.name}: not written, there is no tensor to put into it", file=target)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        _refuse(target, overwrite)
+        _write(temporary, tensors, plan)
+        _publish(temporary, target, overwrite)
+    except OSError as error:
+        raise _unwritten(target, error) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    _flush_folder(target.parent)
+    return target
+
+
+def _is_safetensors(start: bytes, path: Path) -> bool:
+    """Tell safetensors (True) from a `torch.save` file (False) by the first bytes; raises FileProblem for the rest."""
+    if not start:
+        raise FileProblem(f"{path.name}: is empty: download it again", file=path)
+    if len(start) >= 8 and int.from_bytes(start[:8], "little") <= MAX_HEADER and start[8:9] in (b"{", b""):
+        return True
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        if path.suffix.lower() == ".safetensors":
+            what = "is a zip or pickle and no safetensors file; where that is expected, name it .pt"
+            raise FileProblem(f"{path.name}: {what}", file=path)
+        return False
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for beginning, what in _FOREIGN:
+        if text.startswith(beginning):
+            raise FileProblem(f"{path.name}: {what}", file=path)
+    if len(start) < 9:
+        raise FileProblem(f"{path.name}: ends after {len(start)} bytes: download it again", file=path)
+    raise FileProblem(f"{path.name}: is neither a safetensors file nor one of torch.save", file=path)
+
+
+def _refuse(target: Path, overwrite: bool) -> None:
+    if target.is_dir():
+        raise FileProblem(f"{target}: is a folder; name a file inside it", file=target)
+    if target.exists() and not overwrite:
+        raise _exists(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileProblem(f"{target.parent}: cannot be made a folder ({error.strerror})", file=target) from None
+
+
+def _write(temporary: Path, tensors: Mapping[str, Tensor], plan: Layout) -> None:
+    with temporary.open("xb") as file:
+        file.write(plan.prefix)
+        for piece in tensor_bytes(tensors, plan):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
+    """Give the finished file its name in one step; without `overwrite` raise FileExistsError if it is taken."""
+    if overwrite:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: hold the name with an empty file, then replace that
+        target.open("xb").close()
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            target.unlink()
+            raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut, where the system lets a folder be flushed (Windows does not)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _exists(target: Path) -> FileProblem:
+    return FileProblem(
+        f"{target}: already exists; choose another name or allow overwriting (--force on the command line)", file=target
+    )
+
+
+def _unwritten(target: Path, error: OSError) -> FileProblem:
+    """Say in one line why a file could not be written; nothing of it was left behind."""
+    if error.errno == errno.EEXIST:
+        return _exists(target)
+    if error.errno in _FULL:
+        return FileProblem(f"{target}: no space left on the disk; nothing was written", file=target)
+    if error.errno in _FORBIDDEN:
+        why = "the folder is read-only or another program holds the file"
+        return FileProblem(f"{target}: cannot be written, {why}; choose another folder", file=target)
+    return FileProblem(f"{target}: cannot be written ({error.strerror})", file=target)

@@ -1,0 +1,111 @@
+"""The state to resume from: `OUT/state/000500/` with state.safetensors and state.json, written as one unit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import store
+from ..errors import BadConfig, FileProblem
+from .config import TrainConfig
+from .state import State
+
+# What may differ between a run and its continuation: it changes no weight, or the model's and the data's hashes tell.
+FREE = frozenset(
+    "model data out name tokenizer instance_prompt class_data class_prompt device gradient_checkpointing "
+    "checkpoint_every keep validation_prompt sample_every validation_data format report_to".split()
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run is: two runs with equal identities take the same steps."""
+
+    config: TrainConfig
+    model: str  # fingerprint
+    data: str  # digest of pictures and captions
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identity as it is written into state.json."""
+        versions = {"torch": torch.__version__}
+        return {"config": self.config.to_json(), "model": self.model, "data": self.data, "versions": versions}
+
+    def refuse_other(self, saved: Mapping[str, Any], folder: Path) -> None:
+        """Raise BadConfig when a saved run is another one than this, naming what differs."""
+        if saved["model"] != self.model:
+            raise BadConfig(f"{folder}: was trained on another model; resume with that one, or train to another 'out'")
+        if saved["data"] != self.data:
+            text = "pictures or captions have changed; put them back, or train to another 'out'"
+            raise BadConfig(f"{folder}: {text}")
+        ours, theirs = self.config.to_json(), saved["config"]
+        for key, value in ours.items():
+            if _matters(key, self.config) and theirs.get(key) != value:
+                way = f"set {key!r} back, or train to another 'out'"
+                raise BadConfig(f"{folder}: {key!r} was {theirs.get(key)!r} and is now {value!r}; {way}", key=key)
+
+
+def _matters(key: str, config: TrainConfig) -> bool:
+    """Say whether a key decides how the run goes on; `steps` does unless the rate is constant."""
+    return key not in FREE and not (key == "steps" and config.scheduler == "constant")
+
+
+def save(folder: Path, state: State, identity: Identity, facts: Mapping[str, Any], keep: int) -> Path:
+    """Write the state of a step into its own subfolder, all or nothing, and drop all but the newest `keep` (0 = all).
+
+    Raises FileProblem when the folder cannot be written.
+    """
+    final, draft, aside = (folder / f"{lead}{state.step:06d}" for lead in ("", ".new-", ".old-"))
+    described = {**identity.to_json(), **state.facts(), "facts": dict(facts)}
+    try:
+        for leftover in (draft, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
+        draft.mkdir(parents=True)
+        store.save(draft / "state.safetensors", state.tensors())
+        with (draft / "state.json").open("w", encoding="utf-8") as stream:
+            json.dump(described, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if final.exists():
+            final.rename(aside)
+        draft.rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        text = f"{folder}: cannot be written ({error.strerror}); free some space or choose another 'out'"
+        raise FileProblem(text, file=folder) from error
+    for old in steps(folder)[:-keep] if keep else []:
+        shutil.rmtree(folder / f"{old:06d}", ignore_errors=True)
+    return final
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the saved steps, ascending."""
+    found = folder.iterdir() if folder.is_dir() else iter(())
+    return sorted(int(path.name) for path in found if path.name.isdigit() and (path / "state.json").is_file())
+
+
+def restore(folder: Path, state: State, identity: Identity) -> dict[str, Any]:
+    """Bring the newest saved state into `state` and return its facts.
+
+    Raises FileProblem when there is none or it cannot be read, and BadConfig when it belongs to another run.
+    """
+    if not steps(folder):
+        raise FileProblem(f"{folder}: holds no state to resume from; train without resuming first", file=folder)
+    source = folder / f"{steps(folder)[-1]:06d}"
+    try:
+        saved = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        tensors = store.load(source / "state.safetensors").tensors
+    except (OSError, ValueError, FileProblem) as error:
+        text = f"{source}: cannot be read ({error}); remove this folder to resume from the one before"
+        raise FileProblem(text, file=source) from error
+    identity.refuse_other(saved, source)
+    state.restore(tensors, saved)
+    facts: dict[str, Any] = saved["facts"]
+    return facts
+

@@ -1,0 +1,278 @@
+"""A whole run: folders, events, checkpoints, previews, stopping and resuming, around the loop."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapter import Adapter
+from ..errors import BadConfig, FileProblem, LorasmithError
+from . import checkpoint
+from .cache import Batch, Cache
+from .config import TrainConfig
+from .data import manifest, plan, tag_counts
+from .inject import Weights, weights_like
+from .loop import Step, train
+from .objective import Objective
+from .protocols import Backend
+from .state import State
+from .validation import Validation
+
+Write = Callable[[Adapter, Path, Mapping[str, str]], object]  # writes an adapter file, replacing an older one
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened; `data()` is a line of the log."""
+
+    event: str  # start | step | sample | checkpoint | warning | done | stopped | error
+    step: int  # finished steps
+    steps: int
+    loss: float | None = None
+    lr: float | None = None
+    seconds: float | None = None  # that this step took; in "done" and "stopped", the run since its start event
+    eta: float | None = None  # seconds still to go
+    path: str | None = None
+    message: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def data(self) -> dict[str, Any]:
+        """Return the event as JSON-ready data, without what is not there."""
+        known = {key: value for key, value in asdict(self).items() if key != "more" and value is not None}
+        return {**known, **self.more}
+
+
+def never() -> bool:
+    """Return False: nobody asks to stop."""
+    return False
+
+
+def run(
+    config: TrainConfig,
+    backend: Backend,
+    write: Write,
+    resume: bool = False,
+    stop: Stop = never,
+    weights: Weights = weights_like,
+) -> Iterator[Event]:
+    """Train as configured and yield events; each is also a line of `OUT/log.jsonl`.
+
+    The run ends early, after the step in hand and with everything saved, when `stop()` returns True, when a file
+    `OUT/stop` appears (it is removed), when the iterator is closed, or on an error; then `resume` goes on bit for bit.
+    Raises LorasmithError for input that is at fault; once the run has begun, after an "error" event.
+    """
+    job = _Job(config, backend, write, weights)
+    job.prepare(resume)
+    events = job.events(stop)
+    try:
+        for event in events:
+            job.log(event)
+            yield event
+    except LorasmithError as error:
+        event = job.event("error", message=error.message, more={"error": error.details()})
+        job.log(event)
+        yield event
+        raise
+    except GeneratorExit:  # the caller closed the iterator: the events below save what was trained
+        events.close()  # type: ignore[attr-defined]
+        job.log(job.event("stopped", path=str(job.result)))
+        raise
+
+
+class _Job:
+    """One run's parts, and the few acts it is made of."""
+
+    def __init__(self, config: TrainConfig, backend: Backend, write: Write, weights: Weights):
+        self.config, self.backend, self.write, self.weights = config, backend, write, weights
+        self.out = Path(config.out)
+        self.result = self.out / f"{config.name}.safetensors"
+        self.plan = plan(config)
+        self.cache = Cache(backend, config.resolution)
+        self.objective = Objective(backend.alphas_cumprod, backend.prediction, config.min_snr_gamma)
+        self.validation = self._validation()
+        self.identity = checkpoint.Identity(config, backend.fingerprint, self.plan.digest())
+        self.state = State.fresh(backend.denoiser.modules(), config)
+        self.facts: dict[str, Any] = {}  # what survives a resume beside the state
+        self.saved = 0  # step of the last save
+
+    def _validation(self) -> Validation | None:
+        config = self.config
+        if config.validation_data is None:
+            return None
+        pictures = manifest(config.validation_data, config.instance_prompt)
+        return Validation(pictures, self.cache, self.backend.denoiser, self.objective, config)
+
+    def prepare(self, resume: bool) -> None:
+        """Refuse to overwrite, or to resume another run; make the folder."""
+        folder = self.out / "state"
+        if resume:
+            self.facts = checkpoint.restore(folder, self.state, self.identity)
+            self.saved = self.state.step
+        elif self.result.exists() or checkpoint.steps(folder):
+            there = self.result if self.result.exists() else folder
+            raise FileProblem(f"{there}: is there already; resume it, or choose another 'out'", file=there)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "stop").unlink(missing_ok=True)  # meant for a run that has ended
+        except OSError as error:
+            text = f"{self.out}: cannot be made ({error.strerror}); choose another 'out'"
+            raise FileProblem(text, file=self.out) from error
+
+    def events(self, stop: Stop) -> Iterator[Event]:
+        """Yield the run's events; saves what was trained however it ends."""
+        began, ending, more = time.perf_counter(), "done", {}
+        steps = train(self.backend.denoiser, self.batches, self.objective, self.config, self.state, self.weights)
+        with self.backend.training():
+            try:
+                yield from self.start(stop)
+                for step in steps:
+                    yield self.stepped(step)
+                    yield from self.previewed()
+                    ending = self.ending(stop)
+                    if ending:
+                        more = self.validated()
+                        break
+                    yield from self.checkpointed()
+                self.save()
+                yield self.event(ending, seconds=time.perf_counter() - began, path=str(self.result), more=more)
+            except torch.cuda.OutOfMemoryError as error:
+                way = "lower 'batch_size' or 'resolution', or set 'gradient_checkpointing'"
+                raise BadConfig(f"step {self.state.step + 1}: the device's memory is full; {way}") from error
+            finally:
+                self.save()
+                steps.close()  # type: ignore[attr-defined]
+
+    def event(self, kind: str, **fields: Any) -> Event:
+        """Return an event at the step in hand."""
+        return Event(kind, self.state.step, self.config.steps, **fields)
+
+    def batches(self, index: int) -> list[Batch]:
+        """Return the micro-batches of a step (0-based)."""
+        config, rows = self.config, self.plan.rows
+        return [
+            self.cache.batch(views, config.seed, "train", index, micro * rows, config.prior_weight)
+            for micro, views in enumerate(self.plan.views(index))
+        ]
+
+    def start(self, stop: Stop) -> Iterator[Event]:
+        """Encode the first epoch, so that a bad file ends the run before it has begun, and say what is going to happen."""
+        small = [p.path.name for p in self.plan.pictures if min(p.size) < self.config.resolution]
+        self.fill(stop)
+        if self.validation is not None and "validation_loss_before" not in self.facts:
+            self.facts["validation_loss_before"] = self.validation.loss(self.state.device)
+        yield self.event("start", path=str(self.result), more=self.described())
+        if small:
+            text = f"{len(small)} pictures are smaller than 'resolution' and are enlarged: {', '.join(small[:3])}"
+            yield self.event("warning", message=text)
+
+    def described(self) -> dict[str, Any]:
+        """Return what the start event tells."""
+        return {
+            **self.backend.facts,
+            "architecture": self.backend.architecture,
+            "objective": self.objective.prediction,
+            "pictures": len(self.plan.pictures),
+            "layers": len(self.state.factors),
+            "parameters": sum(tensor.numel() for tensor in self.state.parameters()),
+            **{key: value for key, value in self.facts.items() if key.startswith("validation")},
+        }
+
+    def fill(self, stop: Stop) -> None:
+        """Encode each picture as its next epoch shows it; other crops and mirrorings follow when they are drawn."""
+        per_step = self.config.batch_size * self.config.accumulate
+        count = math.ceil(max(len(self.plan.pictures), len(self.plan.priors)) / per_step)
+        for index in range(self.state.step, min(self.state.step + count, self.config.steps)):
+            for view in (view for views in self.plan.views(index) for view in views):
+                if stop():
+                    return
+                self.cache.moments(view)
+                self.cache.cond(view.picture.caption)
+
+    def stepped(self, step: Step) -> Event:
+        """Return the step's event."""
+        self.facts["loss"] = step.loss
+        self.facts["trained_seconds"] = self.facts.get("trained_seconds", 0.0) + step.seconds
+        eta = self.facts["trained_seconds"] / step.index * (self.config.steps - step.index)
+        return self.event("step", loss=step.loss, lr=step.lr, seconds=step.seconds, eta=eta, more={"norm": step.norm})
+
+    def ending(self, stop: Stop) -> str:
+        """Return the last event's name when the run ends here, else an empty text."""
+        asked = stop() or self._stop_file()
+        if self.state.step >= self.config.steps:
+            return "done"
+        return "stopped" if asked else ""
+
+    def _stop_file(self) -> bool:
+        file = self.out / "stop"
+        found = file.exists()
+        file.unlink(missing_ok=True)
+        return found
+
+    def previewed(self) -> Iterator[Event]:
+        """Draw the validation prompt when its turn has come, with the same seed each time."""
+        config, step = self.config, self.state.step
+        if config.validation_prompt is None or not config.sample_every or step % config.sample_every:
+            return
+        path = self.out / "samples" / f"{config.name}-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        self.backend.sample(config.validation_prompt, config.seed).save(path)
+        yield self.event("sample", path=str(path))
+
+    def checkpointed(self) -> Iterator[Event]:
+        """Write a usable adapter and the state when their turn has come, and drop the oldest adapters."""
+        config, step = self.config, self.state.step
+        if not config.checkpoint_every or step % config.checkpoint_every:
+            return
+        path = self._numbered(step)
+        self._write(path)
+        self._save_state()
+        saved = sorted(self.out.glob(f"{glob.escape(config.name)}-[0-9]*.safetensors"))
+        for old in saved[: -config.keep] if config.keep else []:
+            old.unlink()
+        yield self.event("checkpoint", path=str(path), more=self.validated())
+
+    def validated(self) -> dict[str, float]:
+        """Return the loss on unseen pictures, before and now; empty without any."""
+        if self.validation is None:
+            return {}
+        now = self.validation.loss(self.state.device)
+        return {"validation_loss_before": self.facts["validation_loss_before"], "validation_loss": now}
+
+    def save(self) -> None:
+        """Write result and state unless they are there already, or unfit: half a step, or values that are not finite."""
+        new = self.state.step > self.saved or (self.state.step > 0 and not self.result.exists())
+        if new and self.state.whole and self.state.finite():
+            self._write(self.result)
+            self._save_state()
+
+    def _save_state(self) -> None:
+        checkpoint.save(self.out / "state", self.state, self.identity, self.facts, self.config.keep)
+        self.saved = self.state.step
+
+    def _write(self, path: Path) -> None:
+        facts = {
+            "lorasmith.config": json.dumps(self.config.to_public_json()),
+            "lorasmith.step": str(self.state.step),
+            "lorasmith.pictures": str(len(self.plan.pictures)),
+            "lorasmith.loss": repr(self.facts.get("loss")),
+            "lorasmith.model": self.backend.fingerprint,
+            "lorasmith.tags": json.dumps(tag_counts([picture.caption for picture in self.plan.pictures])),
+        }
+        self.write(self.state.adapter(self.backend.architecture), path, facts)
+
+    def _numbered(self, step: int) -> Path:
+        return self.out / f"{self.config.name}-{step:06d}.safetensors"
+
+    def log(self, event: Event) -> None:
+        """Append an event to the run's log."""
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(event.data()) + "\n")

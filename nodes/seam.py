@@ -1,0 +1,63 @@
+"""What the nodes ask of ComfyUI, as a protocol: `host.ComfyHost` answers it, and so can a test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..lora_core.train.config import TrainConfig
+from ..lora_core.train.protocols import Backend
+from .fit import Weights
+
+
+class Progress(Protocol):
+    """A progress bar, which is also where a person's Cancel arrives."""
+
+    def show(self, done: int) -> None:
+        """Move the bar."""
+
+    def cancelled(self) -> BaseException | None:
+        """Return the host's own exception for a cancelled job, to be raised once everything is saved; else None."""
+
+    def is_cancel(self, error: BaseException) -> bool:
+        """Tell whether an error is the host's way to cancel, and if so take it as one."""
+
+
+class TrainingBackend(Backend, Protocol):
+    """A trainer's backend that also says how to come by a frozen weight."""
+
+    def weights(self, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return a module's weight and bias in the dtype and on the device of `like`."""
+
+
+class Host(Protocol):
+    """The running ComfyUI."""
+
+    def lora_names(self) -> Sequence[str]:
+        """Return the names in the loras folders, as they are now."""
+
+    def lora_path(self, name: str) -> Path | None:
+        """Return the file of such a name, or None when there is none."""
+
+    def output_folder(self) -> Path:
+        """Return the folder that results go to; its `loras` subfolder is one of the loras folders."""
+
+    def input_folder(self) -> Path:
+        """Return the folder that a person puts inputs into."""
+
+    def weights(self, model: Any, clip: Any) -> Weights:
+        """Return the names that the host's LoRA loader knows for these models, and the shapes of what they name."""
+
+    def patched(
+        self, model: Any, clip: Any, tensors: Mapping[str, Tensor], strength_model: float, strength_clip: float
+    ) -> tuple[Any, Any]:
+        """Return clones of the models with a LoRA added by the host's own loader; None stays None."""
+
+    def progress(self, total: int) -> Progress:
+        """Return a bar over `total` steps for the node that is running."""
+
+    def backend(self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig) -> TrainingBackend:
+        """Return the loaded models as the trainer takes them."""

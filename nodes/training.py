@@ -1,0 +1,127 @@
+"""The training node: a run in a thread of its own, while the node's thread moves the bar and listens for Cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event as Flag
+from typing import Any
+
+from .. import convert
+from ..convert.training import writer
+from ..lora_core.adapter import Adapter
+from ..lora_core.errors import WrongArchitecture
+from ..lora_core.train.config import TrainConfig
+from ..lora_core.train.engine import Event, run
+from .fit import family
+from .paths import below, free_folder, free_name, last_folder
+from .seam import Host, Progress
+from .spec import Result
+
+PAUSE = 0.1  # seconds between two looks for Cancel
+
+
+def train_lora(
+    host: Host,
+    model: Any,
+    clip: Any,
+    vae: Any,
+    pictures: str,
+    name: str,
+    resume: bool = False,
+    instance_prompt: str = "",
+    min_snr_gamma: float = 0.0,
+    **settings: Any,
+) -> Result:
+    """Train a LoRA for the loaded model; `settings` are further fields of TrainConfig.
+
+    The run's log and state lie in `output/lorasmith/NAME`, the result also in `output/loras`. When the person cancels,
+    the step in hand is finished, everything is saved, and then the host's own interrupt is raised.
+    """
+    folder = below(host.output_folder() / "lorasmith", name)
+    config = TrainConfig.from_json(
+        {
+            "model": "the model loaded in ComfyUI",
+            "data": str(below(host.input_folder(), pictures)),
+            "out": str(last_folder(folder) if resume else free_folder(folder)),
+            "name": folder.name,
+            "instance_prompt": instance_prompt.strip() or None,
+            "min_snr_gamma": min_snr_gamma or None,
+            **settings,
+        }
+    )
+    loaded = family(host.weights(model, None))
+    if loaded is None:
+        raise WrongArchitecture("training needs a model family that has a table here, such as SD 1.5 or SDXL")
+    backend = host.backend(model, clip, vae, loaded, config)
+    progress = host.progress(config.steps)
+
+    def events(stop: Callable[[], bool]) -> Iterator[Event]:
+        return run(config, backend, writer(config, backend.prediction), resume, stop, backend.weights)
+
+    outcome = follow(events, progress)
+    result = Path(config.out) / f"{config.name}.safetensors"
+    if result.exists():
+        adapter, path = _published(host, result, name)
+    cancelled = progress.cancelled()
+    if cancelled is not None:
+        raise cancelled
+    return Result((adapter, str(path)), f"{outcome.step} steps, loss {outcome.loss:.4f}, saved as {path.name}")
+
+
+def follow(events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Progress) -> Event:
+    """Run the events in a thread of their own, show their steps here, and return the last step's.
+
+    A fresh thread is outside the host's inference mode. The host's interrupt, which its own layers may raise in the
+    middle of a step, ends the run like Cancel seen here; any other error of the run is raised.
+    """
+    queue: Queue[Event] = Queue()
+    stop = Flag()
+    steps: list[Event] = []
+
+    def work() -> None:
+        for event in events(stop.is_set):
+            queue.put(event)
+
+    with ThreadPoolExecutor(1, "lorasmith-training") as pool:
+        job = pool.submit(work)
+        try:
+            while not (job.done() and queue.empty()):
+                steps += _shown(queue, progress)
+                if progress.cancelled() is not None:
+                    stop.set()
+        finally:
+            stop.set()
+        error = job.exception()
+        if error is not None and not progress.is_cancel(error):
+            raise error
+        return steps[-1] if steps else Event("stopped", 0, 0)
+
+
+def pictures_fingerprint(host: Host, pictures: str | None = None, **_others: Any) -> Any:
+    """Return what changes when a picture or caption changes."""
+    folder = below(host.input_folder(), pictures) if pictures else None
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder and folder.is_dir() else []
+    return [pictures, *(f"{path.name} {path.stat().st_mtime_ns}" for path in files)]
+
+
+def _shown(queue: Queue[Event], progress: Progress) -> list[Event]:
+    """Wait a moment for an event; if it is a step, move the bar to it and return it."""
+    try:
+        event = queue.get(timeout=PAUSE)
+    except Empty:
+        return []
+    if event.event != "step":
+        return []
+    progress.show(event.step)
+    return [event]
+
+
+def _published(host: Host, result: Path, name: str) -> tuple[Adapter, Path]:
+    """Write a run's result below `output/loras` under a free name, and return it as it is there."""
+    path = free_name(below(host.output_folder() / "loras", name), ".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    convert.write(convert.read(result), path, "kohya")
+    return convert.read(path), path

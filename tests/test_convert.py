@@ -1,0 +1,299 @@
+"""Laws of conversion, on every key dump: nothing unknown, nothing lost, every delta kept between any two dialects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from dumps import KEYS, NAMES, dump, effect
+
+from lorasmith import convert
+from lorasmith.convert.architectures import ARCHITECTURES
+from lorasmith.convert.codec import decode, encode, encode_like
+from lorasmith.convert.detect import detect
+from lorasmith.convert.formats import FORMATS, WRITABLE
+from lorasmith.convert.keymap import keymap
+from lorasmith.lora_core.adapter import Adapter, Target
+from lorasmith.lora_core.errors import AmbiguousFormat, BadConfig, NotALoRA, UnknownFormat, UnsupportedLayer
+from lorasmith.lora_core.layers import Full, LoRA, Norm
+
+# What the file's writer calls itself, against the dialect that the tables must find.
+DIALECTS = {
+    "arenasys_sd15_kohya": "kohya",
+    "cloneofsimo_lora_disney": "safeloras",
+    "comfy_extract_sdxl": "comfy",
+    "diffusers_old_sd15_attnprocs": "diffusers-attn-processor",
+    "diffusers_old_sd15_unet_te_0.20": "diffusers-attn-processor",
+    "diffusers_sd15_peft_AB": "diffusers",
+    "diffusers_sd15_unet_te_tf5": "diffusers",
+    "diffusers_sdxl_dreambooth_te": "diffusers",
+    "kohya_sdxl_lora": "kohya",
+    "onetrainer_sd15_comfy": "comfy",
+    "onetrainer_sd15_legacy": "kohya",
+    "onetrainer_sdxl_diffusers": "diffusers",
+    "onetrainer_sdxl_kohya": "kohya",
+    "onetrainer_sdxl_original": "original",
+    "peft_sd15_lora": "peft",
+}
+# An excerpt of four self-attention modules, which these families have alike: no family is the true answer.
+ALIKE = {"issue_comfy12452_sdxl_simpletuner": {"sd15", "sd21", "sdxl"}}
+
+
+def shapes(tensors):
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def loaded(tensors, metadata=None):
+    match = detect(shapes(tensors), metadata or {})
+    return decode(tensors, match, metadata or {}), match
+
+
+def assert_same_effect(one: Adapter, other: Adapter, tolerance: float = 1e-6) -> None:
+    left, right = effect(one), effect(other)
+    assert left.keys() == right.keys()
+    for target in left:
+        assert torch.linalg.norm(left[target] - right[target]) <= tolerance * torch.linalg.norm(left[target]), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_dump_is_read_in_full_and_spelled_back(name):
+    file = dump(name)
+    adapter, match = loaded(file.tensors, file.metadata)
+    if name in ALIKE:
+        assert match.architecture is None and set(match.candidates) == ALIKE[name]
+    else:
+        assert match.architecture == file.family
+    assert match.format == DIALECTS.get(name, match.format)
+    assert match.format != "mixed"
+    assert [key for key in match.unknown if not key.startswith("<s")] == [] and match.incomplete == ()
+    again = encode_like(adapter, match)
+    assert again.keys() == file.tensors.keys()
+    folded = "alpha" in json.dumps(file.metadata)  # a scale that only the header held is folded into up
+    for key, tensor in file.tensors.items():
+        assert again[key].shape == tensor.shape
+        assert folded or torch.equal(again[key], tensor), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("format", WRITABLE)
+def test_every_dump_keeps_every_delta_in_every_format(name, format):
+    file = dump(name)
+    adapter, _ = loaded(file.tensors, file.metadata)
+    try:
+        tensors = convert.files.tensors_for(adapter, format)
+    except UnsupportedLayer as refusal:
+        assert format in ("diffusers", "peft") and any(isinstance(layer, Full) for layer in adapter.layers.values())
+        assert "Convert to kohya or comfy" in refusal.message
+        return
+    metadata = convert.files.metadata_for(adapter, "x")
+    if format == "peft":
+        metadata.update(convert.peft.configs_of(adapter, keymap(file.family)))
+    back, match = loaded(tensors, metadata)
+    assert match.format == format and file.family in match.candidates
+    assert_same_effect(adapter, back)
+
+
+@pytest.mark.parametrize("first", WRITABLE)
+@pytest.mark.parametrize("second", WRITABLE)
+@pytest.mark.parametrize("name", ["kohya_sd15_c3lier", "kohya_sd21_lora", "lycoris_sdxl_locon_tucker"])
+def test_pairs_of_formats_are_bit_equal_where_scales_are_powers_of_two(name, first, second, tmp_path):
+    file = dump(name)
+    adapter, _ = loaded(file.tensors, file.metadata)
+    layers = {
+        target: LoRA(layer.down, layer.up, 1.0, layer.mid) for target, layer in list(adapter.layers.items())[::25]
+    }
+    start = Adapter(adapter.architecture, layers)
+    one = convert.read(
+        convert.write(start, tmp_path / "one", first)
+        if first == "peft"
+        else convert.write(start, tmp_path / "one.safetensors", first)
+    )
+    two = convert.read(convert.write(one, tmp_path / "two.safetensors", second))
+    for target, layer in start.layers.items():
+        if layer.mid is None:
+            assert torch.equal(two.layers[target].delta().flatten(1), layer.delta().flatten(1)), target
+    assert_same_effect(start, two)
+
+
+def test_scales_of_the_header_are_read_and_patterns_and_rslora_count():
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn{}.to_q.lora_{}.weight"
+    tensors = {
+        module.format(n, side): torch.ones((4, 320) if side == "A" else (320, 4)) for n in (1, 2) for side in "AB"
+    }
+    settings = {"unet.r": 4, "unet.lora_alpha": 8, "unet.alpha_pattern": {"attn2.to_q": 2}, "unet.use_rslora": False}
+    adapter, _ = loaded(tensors, {"lora_adapter_metadata": json.dumps(settings)})
+    by_module = {target.module.split(".")[-2]: layer.scale for target, layer in adapter.layers.items()}
+    assert by_module == {"attn1": 2.0, "attn2": 0.5}
+    adapter, _ = loaded(tensors, {"lora_adapter_metadata": json.dumps({**settings, "unet.use_rslora": True})})
+    assert {target.module.split(".")[-2]: layer.scale for target, layer in adapter.layers.items()} == {
+        "attn1": 4.0,
+        "attn2": 1.0,
+    }
+    adapter, _ = loaded(tensors, {"lora_adapter_metadata": "not json"})
+    assert {layer.scale for layer in adapter.layers.values()} == {1.0}
+
+
+def test_peft_config_beside_the_weights_gives_the_scale(tmp_path):
+    file = dump("peft_sd15_lora")
+    tensors, config = dict(file.tensors), json.loads(file.metadata["adapter_config.json"])
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    expected = config["lora_alpha"] / 2  # our dumps have rank 2
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        assert {layer.scale for layer in convert.read(path).layers.values()} == {expected}
+
+
+@pytest.mark.parametrize("family", [family.id for family in ARCHITECTURES])
+def test_no_two_modules_share_a_key(family):
+    map = keymap(family)
+    for format in FORMATS:
+        for part in map.family.components:
+            keys = {}
+            for target in map.targets(part.id, "original").values():
+                for spelling in {
+                    p.spelling
+                    for p in map._prefixes
+                    if p.component == part.id and p.spelling.prefixes in format.prefixes
+                }:
+                    for naming in format.namings:
+                        name = map.name(target, map.family.kohya_naming if naming == "family" else naming)
+                        if name:
+                            key = f"{spelling.prefix}{spelling.joiner}{name.replace('.', spelling.joiner)}"
+                            assert keys.setdefault(key, target) == target
+
+
+def test_dense_layers_and_norms_survive_kohya_and_comfy(tmp_path):
+    map = keymap("sd15")
+    conv, norm = Target("denoiser", "out.2"), Target("denoiser", "out.0")
+    layers = {
+        conv: Full(torch.randn(map.shape(conv))),
+        Target("denoiser", "out.2", parameter="bias"): Full(torch.randn(4)),
+        norm: Norm(torch.randn(320)),
+        Target("denoiser", "out.0", parameter="bias"): Norm(torch.randn(320)),
+        Target("denoiser", "input_blocks.1.1.proj_in"): LoRA(torch.randn(2, 320, 1, 1), torch.randn(320, 2, 1, 1), 2.0),
+    }
+    for format in ("kohya", "comfy"):
+        back = convert.read(convert.write(Adapter("sd15", layers), tmp_path / f"{format}.safetensors", format))
+        assert back.layers.keys() == layers.keys()
+        for target, layer in layers.items():
+            assert type(back.layers[target]) is type(layer) and torch.equal(back.layers[target].delta(), layer.delta())
+
+
+def test_linear_factors_of_a_convolution_get_its_dimensions_for_diffusers():
+    target = Target("denoiser", "input_blocks.1.1.proj_in")
+    tensors = encode(Adapter("sd15", {target: LoRA(torch.randn(2, 320), torch.randn(320, 2), 2.0)}), "diffusers")
+    assert {tensor.dim() for tensor in tensors.values()} == {4}
+    linear = encode(
+        Adapter("sd21", {target: LoRA(torch.randn(2, 320, 1, 1), torch.randn(320, 2, 1, 1), 2.0)}), "diffusers"
+    )
+    assert {tensor.dim() for tensor in linear.values()} == {2}
+
+
+def test_text_encoder_alone_fits_two_families_and_says_so():
+    file = dump("kohya_sdxl_lora")
+    tensors = {key: tensor for key, tensor in file.tensors.items() if key.startswith("lora_te1_")}
+    adapter, match = loaded(tensors)
+    assert match.architecture is None and set(match.candidates) == {"sd15", "sdxl"}
+    assert {target.component for target in adapter.layers} == {"clip_l"}
+    assert loaded(tensors, {"ss_base_model_version": "sdxl_base_v1-0"})[1].architecture == "sdxl"
+
+
+def test_small_models_with_sd1_names_are_told_by_the_header_or_the_kind_of_module():
+    stem = "lora_unet_down_blocks_0_attentions_0_"
+    attention = {
+        f"{stem}transformer_blocks_0_attn1_to_q.lora_{way}.weight": (2, 64) if way == "down" else (64, 2)
+        for way in ("down", "up")
+    }
+    assert detect(attention, {}).candidates == ("sd15", "sd21")
+    assert detect(attention, {"ss_base_model_version": "sd_v1"}).architecture == "sd15"
+    convolution = {
+        f"{stem}proj_in.lora_{way}.weight": (2, 64, 1, 1) if way == "down" else (64, 2, 1, 1) for way in ("down", "up")
+    }
+    assert detect({**attention, **convolution}, {}).architecture == "sd15"
+
+
+def test_what_cannot_be_told_apart_and_differs_is_refused():
+    tensors = {
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": torch.ones(2, 64),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": torch.ones(64, 2),
+    }
+    with pytest.raises(AmbiguousFormat, match="fits sd15 and sd21 alike .* Write ss_base_model_version"):
+        loaded(tensors)
+
+
+def test_refusals_say_what_where_and_what_next():
+    with pytest.raises(UnknownFormat, match="a.safetensors: holds no tensors"):
+        detect({}, {}, "a.safetensors")
+    with pytest.raises(UnknownFormat, match=r"no known family comes close; unknown: 'foo.lora_A.weight'.*info --keys"):
+        detect({"foo.lora_A.weight": (1, 2)}, {}, "a.safetensors")
+    with pytest.raises(NotALoRA, match="model's own weights"):
+        detect({f"model.diffusion_model.input_blocks.{i}.0.weight": (4, 4) for i in range(9)}, {}, "a.safetensors")
+    with pytest.raises(NotALoRA, match="textual inversion"):
+        detect({"emb_params": (2, 768)}, {}, "a.safetensors")
+    with pytest.raises(BadConfig, match="cannot be written: choose kohya, diffusers, peft, comfy"):
+        convert.files.tensors_for(Adapter("sd15", {}), "safeloras")
+
+
+def test_an_up_without_its_down_is_named(tmp_path):
+    file = dump("kohya_sd15_lora")
+    tensors = dict(file.tensors)
+    lost = next(key for key in tensors if key.endswith("lora_down.weight"))
+    del tensors[lost]
+    match = detect(shapes(tensors))
+    assert set(match.incomplete) == {
+        lost.replace("lora_down.weight", "lora_up.weight"),
+        lost.replace("lora_down.weight", "alpha"),
+    }
+    with pytest.raises(UnknownFormat, match="2 keys belong to layers that lack a part"):
+        loaded(tensors)
+
+
+def test_layers_that_no_table_knows_stop_the_reader_but_embeddings_ride_along(tmp_path):
+    file = dump("kohya_sd15_lora")
+    from safetensors.torch import save_file
+
+    stem = next(iter(file.tensors)).split(".")[0]
+    save_file({**file.tensors, f"{stem}.dora_scale": torch.ones(768, 1)}, tmp_path / "dora.safetensors")
+    with pytest.raises(UnknownFormat, match=r"closest is sd15/kohya \(792 of 793 keys\); unknown: .*dora_scale"):
+        convert.read(tmp_path / "dora.safetensors")
+    adapter, match = loaded({**file.tensors, "<s1>": torch.ones(768)})
+    assert match.unknown == ("<s1>",) and match.unplaced == ()
+    assert torch.equal(encode(adapter, "kohya")["<s1>"], torch.ones(768))
+
+
+def test_metadata_names_the_family_and_drops_what_no_longer_holds(tmp_path):
+    adapter = Adapter("sdxl", dict(loaded(dump("kohya_sdxl_lora").tensors)[0].layers), {
+        "sshs_model_hash": "stale", "lora_adapter_metadata": "{}", "ss_output_name": "old", "ss_tag_frequency": "{}",
+        "ss_base_model_version": "sdxl_base_v0-9",
+    })  # fmt: skip
+    written = convert.load(convert.write(adapter, tmp_path / "new.safetensors")).adapter.metadata
+    assert written["ss_output_name"] == "new" and written["ss_base_model_version"] == "sdxl_base_v0-9"
+    assert written["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert "lora_adapter_metadata" not in written and written["sshs_model_hash"] not in ("stale", "")
+
+
+@pytest.mark.parametrize(
+    "dtype, torch_dtype", [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_dtype_on_request_leaves_alphas_exact(dtype, torch_dtype, tmp_path):
+    adapter = Adapter(
+        "sd15", {Target("denoiser", "input_blocks.1.1.proj_in"): LoRA(torch.randn(3, 320), torch.randn(320, 3), 1.1)}
+    )
+    back = convert.read(convert.write(adapter, tmp_path / "x.safetensors", dtype=dtype))
+    (layer,) = back.layers.values()
+    assert layer.down.dtype == torch_dtype and layer.alpha == torch.tensor(1.1).item()
+
+
+def test_dumps_are_there():
+    assert len(NAMES) >= 37 and Path(KEYS).is_dir()
+
+
+def test_a_header_that_is_no_good_json_counts_as_absent():
+    deep = "[" * 100_000
+    tensors = dump("peft_sd15_lora").tensors
+    adapter, _ = loaded(tensors, {"adapter_config.json": deep, "lora_adapter_metadata": deep, "unet": deep})
+    assert {layer.scale for layer in adapter.layers.values()} == {1.0}
