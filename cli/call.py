@@ -81,7 +81,7 @@ def _train(verb: Parser) -> None:
 
 
 def _demo(verb: Parser) -> None:
-    verb.add_argument("--out", metavar="DIR", default="lorasmith-demo", help="default: %(default)s")
+    verb.add_argument("--out", metavar="DIR", help="default: lorasmith-demo, or the next free name")
 
 
 def _writing(verb: Parser) -> None:

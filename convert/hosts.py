@@ -290,6 +290,11 @@ DIFFUSERS = Host(
             "it drops all layers in the original names when there are Diffusers names too",
             loads=False,
         ),
+        Caution(
+            "mixed-attention-alphas",
+            "but some layers at the wrong strength: of a kohya file it takes one alpha for all attention layers "
+            "('convert --to diffusers' keeps each one's)",
+        ),
         Caution("kohya-and-others", "it reads kohya keys only in files that hold no others", loads=False),
         Caution("stray-keys", "it rejects files with further keys, such as a bundled textual inversion's", loads=False),
         Caution("incomplete", f"it rejects the file: {INCOMPLETE}", loads=False),
@@ -298,8 +303,12 @@ DIFFUSERS = Host(
 HOSTS: tuple[Host, ...] = (COMFYUI, A1111, FORGE, DIFFUSERS)
 
 
-def verdicts(match: Match, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def verdicts(
+    match: Match, shapes: Shapes, metadata: Mapping[str, str], alphas: Mapping[str, float] | None = None
+) -> dict[str, dict[str, Any]]:
     """Return what each host does with a file: `{"comfyui": {"loads": bool, "why": str}, ...}`.
+
+    `alphas` are the values of alpha tensors by key, where they were read.
 
     `loads` means that every layer takes effect; a wrong strength, which leaves `loads` true, is said in `why`.
     """
@@ -308,6 +317,8 @@ def verdicts(match: Match, shapes: Shapes, metadata: Mapping[str, str]) -> dict[
     keys = {target: len(roles) for target, roles in layers.items()}
     scale = _header_scale(match, shapes, metadata)
     marks = frozenset(_file_marks(match, looks, metadata, scale))
+    if _mixed_attention_alphas(match, alphas or {}):
+        marks |= {"mixed-attention-alphas"}
     return {host.id: _verdict(host, match, looks, keys, marks, scale) for host in HOSTS}
 
 
@@ -403,6 +414,24 @@ def _file_marks(match: Match, looks: Mapping[Target, Look], metadata: Mapping[st
         yield "untagged-sdxl"
         if metadata.get("modelspec.architecture") != architecture("sdxl").metadata["modelspec.architecture"]:
             yield "untagged-sdxl-modelspec"
+
+
+def _mixed_attention_alphas(match: Match, alphas: Mapping[str, float]) -> bool:
+    """Tell whether an attention layer of a kohya file has another alpha than most layers of its component."""
+    map = keymap(match.candidates[0])
+    kohya = {
+        place.target: alphas[key]
+        for key, place in match.places.items()
+        if key in alphas and place.role == "alpha" and place.spelling.prefixes == "kohya"
+    }
+    counts: dict[str, Counter[float]] = {}
+    for target, alpha in kohya.items():
+        counts.setdefault(target.component, Counter())[alpha] += 1
+    common = {component: count.most_common(1)[0][0] for component, count in counts.items()}
+    return any(
+        alpha != common[target.component] and map.name(target, "attn-processor") is not None
+        for target, alpha in kohya.items()
+    )
 
 
 def _header_scale(match: Match, shapes: Shapes, metadata: Mapping[str, str]) -> float:

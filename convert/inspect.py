@@ -87,7 +87,7 @@ def info(
         "trigger_words": trigger_words(header.metadata, path),
         "base_model": base_model(header.metadata, path),
         "metadata": dict(header.metadata),
-        "hosts": verdicts(match, header.shapes, header.metadata),
+        "hosts": verdicts(match, header.shapes, header.metadata, findings.alphas if findings else None),
         "against": compare(match, header.shapes, model) if model else None,
         **({"keys": _keys(match, header)} if keys else {}),
     }

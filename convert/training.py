@@ -79,4 +79,3 @@ def metadata(config: TrainConfig, prediction: str, facts: Mapping[str, str]) -> 
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
     }
     return {**{key: value for key, value in found.items() if value is not None}, **own}
-

@@ -1,4 +1,4 @@
-"""The ComfyUI shell: nodes as data (`catalog`), what they ask of the host (`host`), and one file that speaks `comfy_api`."""
+"""The ComfyUI shell: nodes as data (`catalog`), what they ask of the host (`seam`), one file that speaks its API."""
 
 from __future__ import annotations
 

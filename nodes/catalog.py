@@ -37,7 +37,9 @@ def _load(host: Host) -> Node:
         "LorasmithLoadLora",
         "Load LoRA (Lorasmith)",
         "Reads a LoRA file in any dialect (kohya, Diffusers, PEFT, ComfyUI and more) and says what it is.",
-        inputs=(Choice("lora", host.lora_names, "A file in the loras folders. It is read anew when it changes on disk."),),
+        inputs=(
+            Choice("lora", host.lora_names, "A file in the loras folders. It is read anew when it changes on disk."),
+        ),
         outputs=(ADAPTER_OUT,),
         run=partial(actions.load_lora, host),
         aliases=("lora loader", "read lora"),
@@ -52,8 +54,12 @@ def _apply(host: Host) -> Node:
         "Patches MODEL and CLIP with a LoRA, or says in one line why it does not fit, before anything is changed.",
         inputs=(
             Socket("lora", ADAPTER, "The LoRA to apply."),
-            Number("strength_model", 1.0, tooltip="How strongly the diffusion model is changed; 0 leaves it.", **STRENGTH),
-            Number("strength_clip", 1.0, tooltip="How strongly the text encoders are changed; 0 leaves them.", **STRENGTH),
+            Number(
+                "strength_model", 1.0, tooltip="How strongly the diffusion model is changed; 0 leaves it.", **STRENGTH
+            ),
+            Number(
+                "strength_clip", 1.0, tooltip="How strongly the text encoders are changed; 0 leaves them.", **STRENGTH
+            ),
             Switch("allow_partial", False, "Apply the layers that fit even if others do not.", advanced=True),
             Socket("model", "MODEL", "The diffusion model to change; may stay unwired.", optional=True),
             Socket("clip", "CLIP", "The text encoders to change; may stay unwired.", optional=True),
@@ -92,7 +98,12 @@ MERGE = Node(
         Number("strength_b", 1.0, tooltip="Strength of the second LoRA in the sum.", **STRENGTH),
         Number("strength_c", 1.0, tooltip="Strength of the third LoRA, if one is wired.", **STRENGTH),
         Number("strength_d", 1.0, tooltip="Strength of the fourth LoRA, if one is wired.", **STRENGTH),
-        Choice("method", ("exact", "svd"), "exact: nothing is lost, the ranks add up. svd: the best sum of a given rank.", "exact"),
+        Choice(
+            "method",
+            ("exact", "svd"),
+            "exact: nothing is lost, the ranks add up. svd: the best sum of a given rank.",
+            "exact",
+        ),
         Number("rank", 32, 1, 1024, 1, "Rank of the result with svd; exact ignores it."),
         Socket("lora_c", ADAPTER, "A third LoRA; may stay unwired.", optional=True),
         Socket("lora_d", ADAPTER, "A fourth LoRA; may stay unwired.", optional=True),
@@ -110,9 +121,18 @@ def _save(host: Host) -> Node:
         "Writes a LoRA in the dialect that a host reads, reads the file back and measures the difference.",
         inputs=(
             Socket("lora", ADAPTER, "The LoRA to save."),
-            Text("filename_prefix", "lorasmith/lora", "Name below output/loras. A file that is there is never replaced."),
-            Choice("format", WRITABLE, "kohya for A1111 and Forge, diffusers or peft for Python, comfy for ComfyUI.", "kohya"),
-            Choice("dtype", ("keep", "fp32", "fp16", "bf16"), "Number format of the weights; keep changes nothing.", "keep"),
+            Text(
+                "filename_prefix", "lorasmith/lora", "Name below output/loras. A file that is there is never replaced."
+            ),
+            Choice(
+                "format",
+                WRITABLE,
+                "kohya for A1111 and Forge, diffusers or peft for Python, comfy for ComfyUI.",
+                "kohya",
+            ),
+            Choice(
+                "dtype", ("keep", "fp32", "fp16", "bf16"), "Number format of the weights; keep changes nothing.", "keep"
+            ),
         ),
         outputs=(
             Output("path", "STRING", "Full path of the new file."),
@@ -160,18 +180,32 @@ def _train(host: Host) -> Node:
             Number("steps", 1000, 1, 1_000_000, 1, "Optimizer steps in all."),
             Number("learning_rate", 1e-4, 0.0, 1.0, 1e-6, "Peak learning rate."),
             Number("rank", 16, 1, 1024, 1, "Size of the LoRA: its inner dimension."),
-            Number("alpha", 16.0, 0.01, 1024.0, 0.01, "The effect is alpha / rank times the product; equal to rank is 1."),
+            Number(
+                "alpha", 16.0, 0.01, 1024.0, 0.01, "The effect is alpha / rank times the product; equal to rank is 1."
+            ),
             Number("batch_size", 1, 1, 256, 1, "Pictures per forward pass."),
             Number("resolution", 512, 64, 4096, 8, "Side of the square that pictures are cut to."),
             Choice("targets", CHOICES["targets"], "Which layers are adapted.", "attention"),
             Switch("text_encoder", False, "Train the text encoders too."),
             Number("seed", 1337, 0, 2**53, 1, "Equal seeds and settings give equal results."),
-            Choice("scheduler", CHOICES["scheduler"], "How the learning rate goes on after the warm-up.", "cosine", True),
+            Choice(
+                "scheduler", CHOICES["scheduler"], "How the learning rate goes on after the warm-up.", "cosine", True
+            ),
             Number("warmup", 0, 0, 100_000, 1, "Steps over which the learning rate rises from 0.", advanced=True),
             Number("accumulate", 1, 1, 1024, 1, "Forward passes per optimizer step.", advanced=True),
-            Number("min_snr_gamma", 0.0, 0.0, 100.0, 0.1, "Min-SNR weighting; 0 weighs all timesteps alike.", advanced=True),
+            Number(
+                "min_snr_gamma", 0.0, 0.0, 100.0, 0.1, "Min-SNR weighting; 0 weighs all timesteps alike.", advanced=True
+            ),
             Switch("random_flip", False, "Mirror half of the pictures.", advanced=True),
-            Number("checkpoint_every", 500, 0, 100_000, 1, "Steps between checkpoints; 0 saves only at the end.", advanced=True),
+            Number(
+                "checkpoint_every",
+                500,
+                0,
+                100_000,
+                1,
+                "Steps between checkpoints; 0 saves only at the end.",
+                advanced=True,
+            ),
             Switch("resume", False, "Go on with the last run of this name, bit for bit.", advanced=True),
         ),
         outputs=(ADAPTER_OUT, Output("path", "STRING", "Full path of the new file below output/loras.")),

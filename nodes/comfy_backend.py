@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import comfy.ldm.modules.attention
 import comfy.model_management
@@ -26,10 +26,12 @@ from ..lora_core.train.diffusers_backend import fingerprint
 from ..lora_core.train.inject import trainable_through, weights_like
 from ..lora_core.train.protocols import Cond, Moments
 from ..lora_core.train.targets import DENOISER, TEXT_ENCODER, select
+from .seam import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}  # ComfyUI's classes that training knows
 TOKENS = "tokens "  # prefix of a conditioning's entries that are token ids, one per text encoder
 ROUTE = {"optimized_attention_override": lambda _chosen, *given, **options: _attention(*given, **options)}
@@ -38,9 +40,9 @@ ROUTE = {"optimized_attention_override": lambda _chosen, *given, **options: _att
 class ComfyBackend:
     """A loaded model; satisfies `lora_core.train.protocols.Backend`, and is its own denoiser."""
 
-    def __init__(self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig):
+    def __init__(self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig, progress: Progress):
         """Load the model where it trains and choose the modules to adapt; call this in inference mode."""
-        self.model, self.clip, self.vae, self.config = model, clip, vae, config
+        self.model, self.clip, self.vae, self.config, self.progress = model, clip, vae, config, progress
         self.architecture = family
         self.device: torch.device = model.load_device
         self.net: nn.Module = model.model.diffusion_model
@@ -75,6 +77,9 @@ class ComfyBackend:
     def __call__(self, noisy: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Return the network's raw prediction; captions given as token ids pass through the text encoders first."""
         self._hold()
+        return self._whole(lambda: self._predicted(noisy, t, cond))
+
+    def _predicted(self, noisy: Tensor, t: Tensor, cond: Cond) -> Tensor:
         given = self._encode(cond) if any(name.startswith(TOKENS) for name in cond) else cond
         side = self.config.resolution
         sizes = {"width": side, "height": side, "target_width": side, "target_height": side, "crop_w": 0, "crop_h": 0}
@@ -98,7 +103,7 @@ class ComfyBackend:
         self._release()
         with torch.inference_mode():
             picture = (pixels.movedim(0, -1)[None] + 1) / 2
-            latent = self.model.model.process_latent_in(self.vae.encode(picture))[0]
+            latent = self.model.model.process_latent_in(self._whole(lambda: self.vae.encode(picture)))[0]
         mean = _plain(latent)
         return Moments(mean, torch.zeros_like(mean))
 
@@ -109,12 +114,14 @@ class ComfyBackend:
             return tokens
         self._release()
         with torch.inference_mode():
-            context, pooled = self.clip.encode_from_tokens(_pairs(tokens, 0), return_pooled=True)
+            context, pooled = self._whole(lambda: self.clip.encode_from_tokens(_pairs(tokens, 0), return_pooled=True))
         return {"context": context} if pooled is None else {"context": context, "pooled": pooled}
 
     def sample(self, prompt: str, seed: int) -> Image:
         """Refuse: a graph has its own sampler for that."""
-        raise BadConfig("config: 'sample_every' is for runs without a graph; wire the trained LoRA to a sampler instead")
+        raise BadConfig(
+            "config: 'sample_every' is for runs without a graph; wire the trained LoRA to a sampler instead"
+        )
 
     def weights(self, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return a module's weight and bias through ComfyUI's own casting, which streams and dequantises."""
@@ -122,6 +129,14 @@ class ComfyBackend:
             weight, bias = comfy.ops.cast_bias_weight(module, like)
             return weight, bias
         return weights_like(module, like)
+
+    def _whole(self, work: Callable[[], T]) -> T:
+        """Do a piece of work to its end: ComfyUI's layers raise on Cancel, so note that and begin the piece anew."""
+        try:
+            return work()
+        except comfy.model_management.InterruptProcessingException as interrupt:
+            self.progress.is_cancel(interrupt)
+            return work()
 
     def _load(self) -> None:
         parts = [self.model, self.clip.patcher] if self.config.text_encoder else [self.model]
@@ -152,7 +167,9 @@ class ComfyBackend:
                 found.update(self._named(part.id, f"{prefix}.", model, TEXT_ENCODER[self.config.targets]))
         return found
 
-    def _named(self, component: str, prefix: str, model: nn.Module, suffixes: tuple[str, ...]) -> dict[Target, nn.Module]:
+    def _named(
+        self, component: str, prefix: str, model: nn.Module, suffixes: tuple[str, ...]
+    ) -> dict[Target, nn.Module]:
         known = names(self.architecture, component, "original")
         chosen = {name: part for name, part in select(model, suffixes).items() if name.startswith(prefix)}
         unknown = [name for name in chosen if name[len(prefix) :] not in known]
@@ -198,7 +215,7 @@ def _prediction(sampling: Any, asked: str) -> str:
 
 @contextmanager
 def _norms_keep_their_inputs(model: nn.Module) -> Iterator[None]:
-    """Let each LayerNorm work on a copy: ComfyUI's CLIP adds into the tensor that its backward pass has to see again."""
+    """Let each LayerNorm work on a copy: ComfyUI's CLIP adds into a tensor that the backward pass needs again."""
     with ExitStack() as hooks:
         for norm in (part for part in model.modules() if isinstance(part, nn.LayerNorm)):
             hook = norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:]))

@@ -93,7 +93,9 @@ def refuse_misfit(adapter: Adapter, found: Fit, allow_partial: bool) -> None:
     title = name_of(adapter)
     if found.family and adapter.architecture and found.family != adapter.architecture:
         made, loaded = (architecture(id).name for id in (adapter.architecture, found.family))
-        raise WrongArchitecture(f"{title} was made for {made}, the loaded model is {loaded}: choose a LoRA for {loaded}")
+        raise WrongArchitecture(
+            f"{title} was made for {made}, the loaded model is {loaded}: choose a LoRA for {loaded}"
+        )
     if found.total == 0:
         parts = " and ".join(sorted({target.component for target in adapter.layers})) or "nothing"
         raise BadConfig(f"{title} changes {parts}, which is not wired to this node: wire the model that it changes")
@@ -157,7 +159,9 @@ def _padded(shape: Sequence[int | None], other: Sequence[int | None]) -> list[in
 
 def _first_problem(found: Fit) -> str:
     if found.unmatched:
-        return f"{len(found.unmatched)} of {found.total} layers have no place in the model, first {found.unmatched[0]!r}"
+        return (
+            f"{len(found.unmatched)} of {found.total} layers have no place in the model, first {found.unmatched[0]!r}"
+        )
     first = found.conflicts[0]
     sizes = f"{list(first.layer)} where the model has {list(first.weight)}"
     return f"{len(found.conflicts)} of {found.total} layers have another shape, first {first.name!r} with {sizes}"

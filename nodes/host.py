@@ -15,6 +15,7 @@ from torch import Tensor
 from ..lora_core.train.config import TrainConfig
 from .comfy_backend import ComfyBackend
 from .fit import Weights
+from .seam import Progress
 
 
 class ComfyHost:
@@ -60,9 +61,11 @@ class ComfyHost:
         """Return a bar over `total` steps for the node that is running."""
         return ComfyProgress(total)
 
-    def backend(self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig) -> ComfyBackend:
-        """Return the loaded models as the trainer takes them."""
-        return ComfyBackend(model, clip, vae, family, config)
+    def backend(
+        self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig, progress: Progress
+    ) -> ComfyBackend:
+        """Return the loaded models as the trainer takes them; Cancel seen there is told to `progress`."""
+        return ComfyBackend(model, clip, vae, family, config, progress)
 
 
 class ComfyProgress:

@@ -54,7 +54,7 @@ def last_folder(path: Path) -> Path:
 
 
 def picture_folders(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """Return the folders below one that hold pictures, as relative names with forward slashes; hidden ones are left out."""
+    """Return the folders below one that hold pictures, as relative names with forward slashes; none that are hidden."""
     found: list[str] = []
     for place, names, files in os.walk(folder):
         inside = Path(place).relative_to(folder)

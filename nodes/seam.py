@@ -59,5 +59,7 @@ class Host(Protocol):
     def progress(self, total: int) -> Progress:
         """Return a bar over `total` steps for the node that is running."""
 
-    def backend(self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig) -> TrainingBackend:
-        """Return the loaded models as the trainer takes them."""
+    def backend(
+        self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig, progress: Progress
+    ) -> TrainingBackend:
+        """Return the loaded models as the trainer takes them; Cancel seen there is told to `progress`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, Queue
@@ -12,7 +12,7 @@ from typing import Any
 from .. import convert
 from ..convert.training import writer
 from ..lora_core.adapter import Adapter
-from ..lora_core.errors import WrongArchitecture
+from ..lora_core.errors import FileProblem, WrongArchitecture
 from ..lora_core.train.config import TrainConfig
 from ..lora_core.train.engine import Event, run
 from .fit import family
@@ -23,59 +23,59 @@ from .spec import Result
 PAUSE = 0.1  # seconds between two looks for Cancel
 
 
-def train_lora(
-    host: Host,
-    model: Any,
-    clip: Any,
-    vae: Any,
-    pictures: str,
-    name: str,
-    resume: bool = False,
-    instance_prompt: str = "",
-    min_snr_gamma: float = 0.0,
-    **settings: Any,
-) -> Result:
-    """Train a LoRA for the loaded model; `settings` are further fields of TrainConfig.
+def train_lora(host: Host, model: Any, clip: Any, vae: Any, pictures: str, name: str, **settings: Any) -> Result:
+    """Train a LoRA for the loaded model; `settings` are the node's other widgets.
 
     The run's log and state lie in `output/lorasmith/NAME`, the result also in `output/loras`. When the person cancels,
     the step in hand is finished, everything is saved, and then the host's own interrupt is raised.
     """
-    folder = below(host.output_folder() / "lorasmith", name)
-    config = TrainConfig.from_json(
-        {
-            "model": "the model loaded in ComfyUI",
-            "data": str(below(host.input_folder(), pictures)),
-            "out": str(last_folder(folder) if resume else free_folder(folder)),
-            "name": folder.name,
-            "instance_prompt": instance_prompt.strip() or None,
-            "min_snr_gamma": min_snr_gamma or None,
-            **settings,
-        }
-    )
+    resume = settings.pop("resume", False)
+    config = _config(host, pictures, name, resume, settings)
     loaded = family(host.weights(model, None))
     if loaded is None:
         raise WrongArchitecture("training needs a model family that has a table here, such as SD 1.5 or SDXL")
-    backend = host.backend(model, clip, vae, loaded, config)
     progress = host.progress(config.steps)
+    backend = host.backend(model, clip, vae, loaded, config, progress)
 
     def events(stop: Callable[[], bool]) -> Iterator[Event]:
         return run(config, backend, writer(config, backend.prediction), resume, stop, backend.weights)
 
-    outcome = follow(events, progress)
+    last = follow(events, progress)
     result = Path(config.out) / f"{config.name}.safetensors"
-    if result.exists():
-        adapter, path = _published(host, result, name)
+    published = _published(host, result, name) if result.exists() else None
     cancelled = progress.cancelled()
     if cancelled is not None:
         raise cancelled
-    return Result((adapter, str(path)), f"{outcome.step} steps, loss {outcome.loss:.4f}, saved as {path.name}")
+    if published is None:
+        raise FileProblem(
+            f"{result}: the run ended before anything was saved; look into log.jsonl beside it", file=result
+        )
+    adapter, path = published
+    trained = f"{last.step} steps, loss {last.loss:.4f}" if last and last.loss is not None else "nothing left to train"
+    return Result((adapter, str(path)), f"{trained}, saved as {path.name}")
 
 
-def follow(events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Progress) -> Event:
-    """Run the events in a thread of their own, show their steps here, and return the last step's.
+def _config(host: Host, pictures: str, name: str, resume: bool, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the run's configuration; an empty prompt and a gamma of 0 mean none."""
+    folder = below(host.output_folder() / "lorasmith", name)
+    return TrainConfig.from_json(
+        {
+            **settings,
+            "model": "the model loaded in ComfyUI",
+            "data": str(below(host.input_folder(), pictures)),
+            "out": str(last_folder(folder) if resume else free_folder(folder)),
+            "name": folder.name,
+            "instance_prompt": settings.get("instance_prompt", "").strip() or None,
+            "min_snr_gamma": settings.get("min_snr_gamma") or None,
+        }
+    )
 
-    A fresh thread is outside the host's inference mode. The host's interrupt, which its own layers may raise in the
-    middle of a step, ends the run like Cancel seen here; any other error of the run is raised.
+
+def follow(events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Progress) -> Event | None:
+    """Run the events in a thread of their own, show their steps here, and return the last of them.
+
+    A fresh thread is outside the host's inference mode. The host's interrupt, which may come up in that thread too,
+    ends the run like Cancel seen here; any other error of the run is raised.
     """
     queue: Queue[Event] = Queue()
     stop = Flag()
@@ -97,7 +97,7 @@ def follow(events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Pr
         error = job.exception()
         if error is not None and not progress.is_cancel(error):
             raise error
-        return steps[-1] if steps else Event("stopped", 0, 0)
+        return steps[-1] if steps else None
 
 
 def pictures_fingerprint(host: Host, pictures: str | None = None, **_others: Any) -> Any:

@@ -11,7 +11,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..lora_core.errors import LorasmithError
 from .catalog import nodes
 from .host import ComfyHost
-from .spec import CATEGORY, Choice, Input, Node, Number, Output, Socket, Switch, Text
+from .spec import CATEGORY, Input, Node, Number, Output, Socket, Switch, Text
 
 
 class NodeError(Exception):

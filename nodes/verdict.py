@@ -23,11 +23,12 @@ def summary(adapter: Adapter) -> str:
 
 def describe(adapter: Adapter) -> list[str]:
     """Return everything worth knowing about an adapter, line by line."""
+    stored = (tensor.dtype for layer in adapter.layers.values() for tensor in layer.tensors())
     lines = [
         summary(adapter),
         f"components: {_counts(target.component for target in adapter.layers)}",
         f"kinds: {_counts(type(layer).__name__ for layer in adapter.layers.values())}",
-        f"stored as: {_counts(str(t.dtype).removeprefix('torch.') for x in adapter.layers.values() for t in x.tensors())}",
+        f"stored as: {_counts(str(dtype).removeprefix('torch.') for dtype in stored)}",
     ]
     alphas = [layer.alpha for layer in adapter.layers.values() if isinstance(layer, LoRA)]
     if alphas:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lorasmith.lora_core.errors import BadConfig, FileProblem
 from lorasmith.lora_core.train.config import TrainConfig
 from lorasmith.lora_core.train.schedule import rate_factor
 
 CONTRACT = json.loads("""
 {"model": "m", "data": "d", "out": "o", "name": "my-lora",
- "steps": 1000, "batch_size": 1, "accumulate": 1, "learning_rate": 1e-4, "scheduler": "cosine", "warmup": 0, "max_grad_norm": 1.0,
- "optimizer": "adamw", "rank": 16, "alpha": 16, "targets": "attention", "text_encoder": false, "resolution": 512, "center_crop": false,
+ "steps": 1000, "batch_size": 1, "accumulate": 1, "learning_rate": 1e-4,
+ "scheduler": "cosine", "warmup": 0, "max_grad_norm": 1.0,
+ "optimizer": "adamw", "rank": 16, "alpha": 16, "targets": "attention", "text_encoder": false,
+ "resolution": 512, "center_crop": false,
  "random_flip": false, "instance_prompt": null, "class_data": null, "class_prompt": null, "prior_weight": 1.0,
  "seed": 1337, "precision": "auto", "device": "auto", "checkpoint_every": 500, "keep": 3,
  "validation_prompt": null, "sample_every": 0, "validation_data": null, "format": "kohya", "report_to": []}
@@ -50,7 +53,10 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ({"name": "a/b"}, "config: 'name' is 'a/b'; it must be a file name without folders"),
         ({"class_data": "c"}, "config: 'class_data' needs 'class_prompt', the caption of its pictures"),
         ({"sample_every": 5}, "config: 'sample_every' needs 'validation_prompt', the previews' prompt"),
-        ({"report_to": ["wandb"]}, "config: 'report_to' is ['wandb']; no tracker is built in, read OUT/log.jsonl instead"),
+        (
+            {"report_to": ["wandb"]},
+            "config: 'report_to' is ['wandb']; no tracker is built in, read OUT/log.jsonl instead",
+        ),
         ({"model": None}, "config: 'model' is missing; add 'model': PATH"),
     ],
 )
@@ -86,6 +92,8 @@ def test_rates_equal_diffusers(scheduler: str, warmup: int) -> None:
     name = "constant_with_warmup" if scheduler == "constant" else scheduler
     reference = optimization.get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=12)
     for step in range(12):
-        assert 2.0 * rate_factor(scheduler, step, 12, warmup) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        assert 2.0 * rate_factor(scheduler, step, 12, warmup) == pytest.approx(
+            optimizer.param_groups[0]["lr"], abs=1e-12
+        )
         optimizer.step()
         reference.step()

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from train_models import TinyBackend, config, pictures
+
 from lorasmith.lora_core.errors import BadDataset, BadValues
 from lorasmith.lora_core.train import rng
 from lorasmith.lora_core.train.cache import Cache
 from lorasmith.lora_core.train.data import Picture, Plan, View, class_manifest, manifest, plan, tag_counts
 from lorasmith.lora_core.train.pictures import corner, load, pixels, size_of
 from lorasmith.lora_core.train.protocols import Moments
-from PIL import Image
-from train_models import TinyBackend, config, pictures
 
 
 def test_captions_and_their_precedence(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import torch
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from safetensors import safe_open  # noqa: E402
+from train_models import as_checkpoint, config, one_thread, pictures, same_file, tiny_pipeline  # noqa: E402
+
 from lorasmith.convert import read  # noqa: E402
 from lorasmith.convert.keymap import names  # noqa: E402
 from lorasmith.convert.training import diffusers_names, train  # noqa: E402
@@ -25,8 +28,6 @@ from lorasmith.lora_core.train.diffusers_backend import DiffusersBackend, open_b
 from lorasmith.lora_core.train.engine import Event  # noqa: E402
 from lorasmith.lora_core.train.inject import attached, create  # noqa: E402
 from lorasmith.lora_core.train.tokenizers import byte_letters, tokenizer_for  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from train_models import as_checkpoint, config, one_thread, pictures, same_file, tiny_pipeline  # noqa: E402
 
 __all__ = ["one_thread"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -175,13 +176,17 @@ def test_previews_are_private_and_show_the_adapter(tmp: Path, pipelines: Mapping
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp: Path, pipelines: Mapping[str, Path]) -> None:
     found = []
     for on in (False, True):
-        run = tiny(tmp, pipelines["sd15"], text_encoder=True, gradient_checkpointing=on, out=str(tmp / str(on)), steps=2)
+        run = tiny(
+            tmp, pipelines["sd15"], text_encoder=True, gradient_checkpointing=on, out=str(tmp / str(on)), steps=2
+        )
         found.append([event.loss for event in train(run) if event.event == "step"])
     assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("precision", ["bf16"])
-def test_half_precision_models_train_a_float32_adapter(tmp: Path, pipelines: Mapping[str, Path], precision: str) -> None:
+def test_half_precision_models_train_a_float32_adapter(
+    tmp: Path, pipelines: Mapping[str, Path], precision: str
+) -> None:
     *_, done = train(tiny(tmp, pipelines["sd15"], precision=precision, steps=1))
     assert done.event == "done"
     adapter = read(tmp / "run/tiny.safetensors")

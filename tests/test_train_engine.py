@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from lorasmith.lora_core.errors import BadConfig, BadDataset, BadValues, FileProblem
-from lorasmith.lora_core.train.config import TrainConfig
-from lorasmith.lora_core.train.engine import Event, run
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from train_models import TinyBackend, config, one_thread, pictures, same_file, write_plain
+
+from lorasmith.lora_core.errors import BadConfig, BadDataset, BadValues, FileProblem
+from lorasmith.lora_core.train.config import TrainConfig
+from lorasmith.lora_core.train.engine import Event, run
 
 __all__ = ["one_thread"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,7 +101,12 @@ def test_accumulation_sees_what_a_larger_batch_sees(tmp: Path) -> None:
 
 
 def test_events_and_log(tmp: Path) -> None:
-    keys = {"checkpoint_every": 2, "validation_prompt": "picture a", "sample_every": 3, "validation_data": str(tmp / "data")}
+    keys = {
+        "checkpoint_every": 2,
+        "validation_prompt": "picture a",
+        "sample_every": 3,
+        "validation_data": str(tmp / "data"),
+    }
     events = go(config(tmp, **keys))
     kinds = [(event.event, event.step) for event in events if event.event != "step"]
     assert kinds == [
@@ -132,7 +138,10 @@ def test_validation_is_the_same_number_twice(tmp: Path) -> None:
 
 def test_keep_drops_the_oldest(tmp: Path) -> None:
     go(config(tmp, checkpoint_every=1, keep=2))
-    assert sorted(path.name for path in (tmp / "run").glob("tiny-*")) == ["tiny-000005.safetensors", "tiny-000006.safetensors"]
+    assert sorted(path.name for path in (tmp / "run").glob("tiny-*")) == [
+        "tiny-000005.safetensors",
+        "tiny-000006.safetensors",
+    ]
     assert sorted(path.name for path in (tmp / "run/state").iterdir()) == ["000006", "000007"]
     go(config(tmp, checkpoint_every=1, keep=0, out=str(tmp / "all")))
     assert len(list((tmp / "all").glob("tiny-*"))) == 6
@@ -195,6 +204,29 @@ def test_an_unexpected_failure_keeps_the_steps_before_it(tmp: Path) -> None:
         list(run(config(tmp), Failing(4, RuntimeError("the host broke")), write_plain))
     assert (tmp / "run/state/000003").exists()
     assert go(config(tmp), resume=True)[-1].event == "done"
+
+
+def test_half_an_optimizer_step_is_not_saved(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = torch.optim.AdamW.step, []
+
+    def interrupted(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        calls.append(whole(self, closure))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    go(config(tmp, out=str(tmp / "good")), stop_at=2)
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run(config(tmp, checkpoint_every=2), TinyBackend(), write_plain))
+    assert [path.name for path in (tmp / "run/state").iterdir()] == ["000002"]
+    assert not (tmp / "run/tiny.safetensors").exists()
+    assert same_file(tmp / "good/tiny.safetensors", tmp / "run/tiny-000002.safetensors")
+
+
+def test_factors_that_are_not_finite_are_not_saved(tmp: Path) -> None:
+    with pytest.raises(BadValues, match="step 2: the loss is nan"):
+        list(run(config(tmp, learning_rate=1e39, checkpoint_every=1), TinyBackend(), write_plain))
+    assert not (tmp / "run/tiny.safetensors").exists() and not (tmp / "run/state").exists()
 
 
 def test_a_full_device_is_told_in_one_line(tmp: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from lorasmith.lora_core.adapter import Target
 from lorasmith.lora_core.errors import BadConfig
 from lorasmith.lora_core.train import inject
 from lorasmith.lora_core.train.functions import AdaptedConv2d, AdaptedLinear, Geometry
-from torch import Tensor, nn
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -126,7 +127,7 @@ def test_functions_pass_gradcheck() -> None:
 
 def test_inference_weights_train_in_a_fresh_thread_without_a_copy() -> None:
     with torch.inference_mode():
-        frozen = net()
+        frozen = net().requires_grad_(False)  # as a host holds its models
     memory = {name: tensor.data_ptr() for name, tensor in frozen.named_parameters()}
     with pytest.raises(RuntimeError, match="[Ii]nference tensors"):  # what the protection is for
         in_fresh_thread_raising(lambda: frozen(data().requires_grad_()).sum().backward())
@@ -203,8 +204,10 @@ def test_modules_come_back_untouched_after_an_exception() -> None:
     model[9].forward = host_forward  # a host's own replaced forward
     before = [dict(part.__dict__) for part in model.modules()]
     expected = model(data())
+    adapted = {**targets(model), Target("denoiser", "9"): model[9]}
     with pytest.raises(KeyError), inject.trainable_through(model):
-        with inject.attached({**targets(model), Target("denoiser", "9"): model[9]}, factors(model)):
+        with inject.attached(adapted, inject.create(adapted, 2, 2.0, 0)):
+            assert model[9].forward is not host_forward
             raise KeyError
     assert [dict(part.__dict__) for part in model.modules()] == before
     assert model[9].forward is host_forward

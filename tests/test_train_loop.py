@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from train_models import TinyBackend, config, one_thread
+
 from lorasmith.lora_core.errors import BadValues
 from lorasmith.lora_core.train.cache import Batch
 from lorasmith.lora_core.train.config import TrainConfig
@@ -16,7 +18,6 @@ from lorasmith.lora_core.train.inject import trainable_through
 from lorasmith.lora_core.train.loop import Step, batch_loss, train
 from lorasmith.lora_core.train.objective import Objective
 from lorasmith.lora_core.train.state import LossScale, State
-from train_models import TinyBackend, config, one_thread
 
 __all__ = ["one_thread"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +29,9 @@ def batches(step: int) -> list[Batch]:
     return [Batch(latents, {"letters": letters}, torch.full((2,), 0.5), ["a.png", "b.png"])]
 
 
-def steps(config: TrainConfig, count: int, backend: TinyBackend | None = None, state: State | None = None) -> list[Step]:
+def steps(
+    config: TrainConfig, count: int, backend: TinyBackend | None = None, state: State | None = None
+) -> list[Step]:
     backend = backend or TinyBackend()
     objective = Objective(backend.alphas_cumprod, "epsilon")
     return list(islice(train(backend, batches, objective, config, state), count))
@@ -121,7 +124,9 @@ def test_prior_preservation_adds_the_weighted_mean_of_the_class_pictures(tmp_pat
 
 
 def test_text_encoder_has_its_own_rate(tmp_path: Path) -> None:
-    run = config(tmp_path, text_encoder=True, learning_rate=0.01, text_encoder_learning_rate=0.001, scheduler="constant")
+    run = config(
+        tmp_path, text_encoder=True, learning_rate=0.01, text_encoder_learning_rate=0.001, scheduler="constant"
+    )
     (step,) = steps(run, 1, TinyBackend(text_encoder=True))
     rates = [group["lr"] for group in step.state.optimizer.param_groups]
     assert rates == [0.01, 0.001] and step.lr == 0.01

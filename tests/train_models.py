@@ -1,4 +1,4 @@
-"""Small models for the trainer's tests: a Stable Diffusion pipeline with random weights, and a backend of a few layers."""
+"""Small models for the trainer's tests: a Stable Diffusion pipeline with random weights, a backend of a few layers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from lorasmith.lora_core.adapter import Adapter, Target
 from lorasmith.lora_core.train.config import TrainConfig
 from lorasmith.lora_core.train.protocols import Cond, Moments
 from lorasmith.lora_core.train.tokenizers import write_vocabulary
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 WORDS = 514  # the letters' vocabulary: 256 bytes, the same at a word's end, two marks
 
@@ -122,7 +123,12 @@ def tiny_pipeline(folder: Path, sdxl: bool = False, prediction: str = "epsilon",
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     attention = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    shape: dict[str, Any] = {"block_out_channels": (16,) * 4, "norm_num_groups": 4, "layers_per_block": 2, "sample_size": 8}
+    shape: dict[str, Any] = {
+        "block_out_channels": (16,) * 4,
+        "norm_num_groups": 4,
+        "layers_per_block": 2,
+        "sample_size": 8,
+    }
     shape |= {"down_block_types": attention[0], "up_block_types": attention[1], "attention_head_dim": 2}
     shape |= {"cross_attention_dim": 32 if sdxl else 16, "use_linear_projection": sdxl or v2}
     if sdxl:
@@ -170,7 +176,11 @@ _UNET = {
     **{f"up_blocks.{i}.upsamplers.0.conv": f"output_blocks.{3 * i + 2}.{min(i, 1) + 1}.conv" for i in range(3)},
 }
 _VAE = {
-    **{f"{side}.mid_block.resnets.{j}": f"{side}.mid.block_{j + 1}" for side in ("encoder", "decoder") for j in range(2)},
+    **{
+        f"{side}.mid_block.resnets.{j}": f"{side}.mid.block_{j + 1}"
+        for side in ("encoder", "decoder")
+        for j in range(2)
+    },
     **{f"{side}.mid_block.attentions.0": f"{side}.mid.attn_1" for side in ("encoder", "decoder")},
     **{f"{side}.conv_norm_out": f"{side}.norm_out" for side in ("encoder", "decoder")},
     **{f"encoder.down_blocks.{i}.resnets.{j}": f"encoder.down.{i}.block.{j}" for i in range(4) for j in range(2)},
@@ -202,7 +212,9 @@ def as_checkpoint(pipeline: Path, file: Path, open_clip: bool = False) -> Path:
         found[f"first_stage_model.{_original(key, _VAE, inner)}"] = wide
     text = {k.removeprefix("text_model."): v for k, v in load_file(pipeline / "text_encoder/model.safetensors").items()}
     text.pop("embeddings.position_ids", None)
-    found.update(_open_clip(text) if open_clip else {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()})
+    found.update(
+        _open_clip(text) if open_clip else {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
+    )
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, file)
     return file
 

@@ -18,6 +18,7 @@ REFINE_STEPS = 4_000  # then the decoder alone, the latents fixed
 BATCH = 8
 RATE = 2e-3
 KL_WEIGHT = 2e-4
+NOISE = 0.05  # in units of the latents' spread
 
 
 def build() -> AutoencoderKL:
@@ -82,7 +83,7 @@ def train(pictures: Tensor, steps: int = STEPS, seed: int = 0) -> AutoencoderKL:
     """Trains from scratch and returns the averaged weights, `scaling_factor` set from the measured latents."""
     torch.manual_seed(seed)
     model = build()
-    fit(model, pictures, model, steps, seed)
+    fit(model, pictures, model, steps, seed, noise=0.0)
     model.register_to_config(scaling_factor=round(1 / encode(model, pictures[:2000]).std().item(), 5))
     return model
 
@@ -91,11 +92,14 @@ def refine(model: AutoencoderKL, pictures: Tensor, steps: int = REFINE_STEPS, se
     """Trains the decoder on, in place; the latents stay what they are."""
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    fit(model, pictures, nn.ModuleList([model.post_quant_conv, model.decoder]), steps, seed)
+    fit(model, pictures, nn.ModuleList([model.post_quant_conv, model.decoder]), steps, seed, NOISE / model.config.scaling_factor)
 
 
-def fit(model: AutoencoderKL, pictures: Tensor, trained: nn.Module, steps: int, seed: int) -> None:
-    """Trains the part `trained` of the model in place and leaves its averaged weights there."""
+def fit(model: AutoencoderKL, pictures: Tensor, trained: nn.Module, steps: int, seed: int, noise: float) -> None:
+    """Trains the part `trained` of the model in place and leaves its averaged weights there.
+
+    `noise` is added to the latents: the decoder learns to overlook a sampler's small errors.
+    """
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(trained.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.03)
@@ -103,7 +107,8 @@ def fit(model: AutoencoderKL, pictures: Tensor, trained: nn.Module, steps: int, 
     for step, batch in enumerate(batches(pictures, steps, seed)):
         with torch.autocast("cpu", torch.bfloat16):
             latents = model.encode(batch).latent_dist
-            made = model.decode(latents.sample()).sample
+            drawn = latents.sample()
+            made = model.decode(drawn + noise * torch.randn_like(drawn)).sample
         total = loss(made, batch) + KL_WEIGHT * latents.kl().mean() / latents.mean[0].numel()
         total.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)

@@ -54,7 +54,7 @@ def combined(
         if key in _FAMILY_FACTS:
             values.discard(None)
         is_fact = key in _FAMILY_FACTS or key in _SHARED_FACTS or key.startswith("lorasmith.")
-        if is_fact and key not in _STALE and len(values) == 1:
+        if is_fact and len(values) == 1:
             kept[key] = str(values.pop())
     return {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
 

@@ -64,7 +64,9 @@ class Cache:
                 self.texts[key] = found
         return found
 
-    def batch(self, views: Sequence[View], seed: int, purpose: str, step: int, first: int, prior_weight: float) -> Batch:
+    def batch(
+        self, views: Sequence[View], seed: int, purpose: str, step: int, first: int, prior_weight: float
+    ) -> Batch:
         """Assemble a micro-batch; `first` is the position of its first row within the step, which keys the draws.
 
         The loss is `mean(instance) + prior_weight * mean(class)` (DreamBooth, arXiv 2208.12242, equation 2).

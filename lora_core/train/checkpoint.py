@@ -108,4 +108,3 @@ def restore(folder: Path, state: State, identity: Identity) -> dict[str, Any]:
     state.restore(tensors, saved)
     facts: dict[str, Any] = saved["facts"]
     return facts
-

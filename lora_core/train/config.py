@@ -81,7 +81,9 @@ class TrainConfig:
             check(name, getattr(self, name))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise BadConfig(f"config: {name!r} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}", key=name)
+                raise BadConfig(
+                    f"config: {name!r} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}", key=name
+                )
         _check_together(self)
 
     @classmethod
@@ -163,7 +165,11 @@ class _Kind:
             raise BadConfig(f"config: {name!r} is {value!r}; it must be {self.word}", key=name)
 
 
-_TEXT, _MAYBE_TEXT, _FLAG = _Kind(str, "a text"), _Kind(str, "a text or null", optional=True), _Kind(bool, "true or false")
+_TEXT, _MAYBE_TEXT, _FLAG = (
+    _Kind(str, "a text"),
+    _Kind(str, "a text or null", optional=True),
+    _Kind(bool, "true or false"),
+)
 _COUNT, _FROM_ZERO = _Number(1, whole=True), _Number(0, whole=True)
 _TYPES: Mapping[str, _Number | _Kind] = {
     **dict.fromkeys(("model", "data", "out", "name", "scheduler", "optimizer", "targets", "objective"), _TEXT),
@@ -193,7 +199,9 @@ def _check_together(config: TrainConfig) -> None:
         text = "config: 'class_prompt' needs 'class_data', a folder of class pictures; they are not generated"
         raise BadConfig(text, key="class_data")
     if config.sample_every and config.validation_prompt is None:
-        raise BadConfig("config: 'sample_every' needs 'validation_prompt', the previews' prompt", key="validation_prompt")
+        raise BadConfig(
+            "config: 'sample_every' needs 'validation_prompt', the previews' prompt", key="validation_prompt"
+        )
     if config.report_to:
         text = f"config: 'report_to' is {list(config.report_to)}; no tracker is built in, read OUT/log.jsonl instead"
         raise BadConfig(text, key="report_to")
@@ -217,7 +225,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise FileProblem(f"{path}: cannot be read ({error.strerror}); give the path of a JSON file", file=path) from error
+        raise FileProblem(
+            f"{path}: cannot be read ({error.strerror}); give the path of a JSON file", file=path
+        ) from error
     except ValueError as error:
         raise BadConfig(f"{path}: not JSON ({error}); see the example in the documentation", file=path) from error
     if not isinstance(values, dict):

@@ -184,7 +184,7 @@ def choose_dtype(word: str, device: torch.device) -> torch.dtype:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's names, shapes and up to 64 values of each tensor: quick, and different for each tune."""
+    """Return a hash of a model's names, shapes and 64 values of each tensor: quick, and another for each tune."""
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()

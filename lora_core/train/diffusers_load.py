@@ -59,7 +59,9 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     Raises WrongArchitecture for UNets that take more than noisy latents (inpainting, upscaling).
     """
     if config["in_channels"] != config["out_channels"]:
-        raise WrongArchitecture(f"the UNet takes {config['in_channels']} channels; inpainting models are not trained here")
+        raise WrongArchitecture(
+            f"the UNet takes {config['in_channels']} channels; inpainting models are not trained here"
+        )
     if config.get("addition_embed_type") == "text_time":
         return "sdxl"
     return "sd21" if config.get("use_linear_projection") else "sd15"

@@ -164,7 +164,7 @@ class _Job:
         ]
 
     def start(self, stop: Stop) -> Iterator[Event]:
-        """Encode the first epoch, so that a bad file ends the run before it has begun, and say what is going to happen."""
+        """Encode an epoch, so that a bad file ends the run before it has begun, and say what is going to happen."""
         small = [p.path.name for p in self.plan.pictures if min(p.size) < self.config.resolution]
         self.fill(stop)
         if self.validation is not None and "validation_loss_before" not in self.facts:
@@ -230,7 +230,8 @@ class _Job:
     def checkpointed(self) -> Iterator[Event]:
         """Write a usable adapter and the state when their turn has come, and drop the oldest adapters."""
         config, step = self.config, self.state.step
-        if not config.checkpoint_every or step % config.checkpoint_every:
+        due = config.checkpoint_every and step % config.checkpoint_every == 0
+        if not due or not self.state.finite():  # the next step's loss will tell
             return
         path = self._numbered(step)
         self._write(path)
@@ -248,7 +249,7 @@ class _Job:
         return {"validation_loss_before": self.facts["validation_loss_before"], "validation_loss": now}
 
     def save(self) -> None:
-        """Write result and state unless they are there already, or unfit: half a step, or values that are not finite."""
+        """Write result and state unless they are there, or unfit: half a step, or values that are not finite."""
         new = self.state.step > self.saved or (self.state.step > 0 and not self.result.exists())
         if new and self.state.whole and self.state.finite():
             self._write(self.result)

@@ -57,7 +57,7 @@ class Geometry:
 
 
 class AdaptedConv2d(torch.autograd.Function):
-    """Inputs: x (B, in, h, w), down (rank, in, *kernel), up (out, rank, 1, 1), scale, fetch, geometry. Output (B, out, h', w')."""
+    """Inputs: x (B, in, h, w), down (rank, in, *kernel), up (out, rank, 1, 1), scale, fetch, geometry."""
 
     @staticmethod
     def forward(
@@ -87,7 +87,9 @@ class AdaptedConv2d(torch.autograd.Function):
         return grad_x, grad_down.to(down.dtype), grad_up.to(up.dtype), None, None, None
 
 
-def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, how: Geometry, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+def _conv_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, how: Geometry, wanted: tuple[bool, bool]
+) -> tuple[Any, Any]:
     """Return the gradients of a convolution's input and weight; None where not wanted."""
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad, x, weight, None, how.stride, how.padding, how.dilation, False, (0, 0), 1, (*wanted, False)

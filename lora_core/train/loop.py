@@ -131,5 +131,3 @@ def _clip(state: State, max_norm: float) -> float:
 def _diverged(step: int, what: str, names: Sequence[str]) -> str:
     shown = ", ".join(names[:4])
     return f"step {step}: {what} on {shown}; lower 'learning_rate' or set 'precision' to 'fp32' or 'bf16'"
-
-

@@ -14,7 +14,9 @@ from ..adapter import Target
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Cond = Mapping[str, Tensor]  # conditioning by name, each (B, ...): embeddings, or token ids when the text encoder trains
+Cond = Mapping[
+    str, Tensor
+]  # conditioning by name, each (B, ...): embeddings, or token ids when the text encoder trains
 
 
 @dataclass(frozen=True, eq=False)

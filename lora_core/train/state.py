@@ -110,18 +110,19 @@ class State:
                 parameter.copy_(tensors[name])
                 prefix = f"{name}|"
                 slots = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-                self.optimizer.state[parameter] = {key: _beside(parameter, value) for key, value in slots.items()}
+                placed = {key: value.to(self._place(parameter, value), copy=True) for key, value in slots.items()}
+                self.optimizer.state[parameter] = placed
         self.step, self.scale.factor, self.scale.calm = facts["step"], facts["scale"], facts["calm"]
+
+    def _place(self, parameter: nn.Parameter, value: Tensor) -> torch.device:
+        """Return where an optimizer tensor lives: beside its parameter; step counts on the CPU unless fused."""
+        apart = value.dim() == 0 and not self.optimizer.defaults.get("fused")
+        return torch.device("cpu") if apart else parameter.device
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for target, pair in self.factors.items():
             for part in ("down", "up"):
                 yield f"{target.component}|{target.module}|{part}", getattr(pair, part)
-
-
-def _beside(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """Return a saved optimizer tensor where it lay: moments beside the parameter, the step count on the CPU."""
-    return value.clone() if value.dim() == 0 else value.to(parameter.device, copy=True)
 
 
 def _adamw(factors: Mapping[Target, Factors], config: TrainConfig) -> torch.optim.Optimizer:
@@ -132,4 +133,13 @@ def _adamw(factors: Mapping[Target, Factors], config: TrainConfig) -> torch.opti
         chosen = [pair for target, pair in factors.items() if (target.component == DENOISER) == of_denoiser]
         if chosen:
             groups.append({"params": [t for pair in chosen for t in (pair.down, pair.up)], "lr": rate, "peak": rate})
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    device = next(iter(factors.values())).down.device
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=_has_fused(device) or None
+    )
+
+
+def _has_fused(device: torch.device) -> bool:
+    """Say whether this torch has the one-kernel AdamW for a device: CUDA always, the CPU since 2.4."""
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    return device.type == "cuda" or (device.type == "cpu" and (major, minor) >= (2, 4))

@@ -1,4 +1,4 @@
-"""Which layers a run adapts: the field's presets as suffixes of module names, the same in both of a UNet's spellings."""
+"""Which layers a run adapts: the field's presets as suffixes of module names, alike in both of a UNet's spellings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ TEXT_ENCODER: Mapping[str, tuple[str, ...]] = {
 def select(model: nn.Module, suffixes: tuple[str, ...]) -> dict[str, nn.Module]:
     """Return the Linear and Conv2d modules whose name ends in one of the suffixes, by name, in the model's order.
 
-    >>> list(select(nn.ModuleDict({"attn": nn.ModuleDict({"to_q": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})}), _ATTENTION))
+    >>> block = nn.ModuleDict({"to_q": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+    >>> list(select(nn.ModuleDict({"attn": block}), DENOISER["attention"]))
     ['attn.to_q']
     """
     adaptable = ((name, part) for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d)))

@@ -34,16 +34,20 @@ class Comfy:
 
     def call(self, path: str, body: Any = None, timeout: float = 60) -> Any:
         """GET a path, or POST `body` as JSON to it, and return the decoded answer."""
+        text = self.text(path, body, timeout)
+        return json.loads(text) if text else None
+
+    def text(self, path: str, body: Any = None, timeout: float = 60) -> str:
+        """Do the same and return the answer as it is."""
         data = None if body is None else json.dumps(body).encode()
         url = f"http://127.0.0.1:{self.port}{path}"
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                text = answer.read()
+                return str(answer.read().decode())
         except urllib.error.HTTPError as error:
             problem = json.loads(error.read() or b"{}")
             raise Refused(_problems(problem), problem) from error
-        return json.loads(text) if text else None
 
     def submit(self, graph: Graph) -> str:
         """Queue a graph and return its id."""

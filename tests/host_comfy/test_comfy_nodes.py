@@ -18,6 +18,15 @@ def read(name: str) -> dict:
     return node("LorasmithLoadLora", lora=f"{name}.safetensors")
 
 
+def apply(lora: str, model: list = MODEL, clip: list = CLIP, strength: float = 1.0, **more) -> dict:
+    strengths = {"strength_model": strength, "strength_clip": strength}
+    return node("LorasmithApplyLora", lora=[lora, 0], model=model, clip=clip, **strengths, **more)
+
+
+def save(lora: str, name: str, format: str, dtype: str = "keep") -> dict:
+    return node("LorasmithSaveLora", lora=[lora, 0], filename_prefix=name, format=format, dtype=dtype)
+
+
 def picture(base: Path, outputs: dict, name: str) -> bytes:
     entry = outputs[f"{name} saved"]["images"][0]
     return Image.open(base / "output" / entry["filename"]).tobytes()
@@ -28,9 +37,10 @@ def test_every_node_is_there_with_tooltips_and_help(comfy: Comfy, root: Path) ->
     assert len(described) == 9
     for name, info in described.items():
         assert info["category"] == "Lorasmith" and info["description"]
-        for group in info["input"].values():
-            assert all(options[1]["tooltip"] for options in group.values()), name
-        assert (root / "web/docs" / f"{name}.md").is_file()
+        for kind in ("required", "optional"):
+            assert all(options[1]["tooltip"] for options in info["input"].get(kind, {}).values()), name
+        page = comfy.text(f"/extensions/lora.smith-1.2/docs/{name}.md")
+        assert page == (root / "web/docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_load_scale_merge_apply_and_sample(comfy: Comfy, base: Path) -> None:
@@ -43,12 +53,10 @@ def test_load_scale_merge_apply_and_sample(comfy: Comfy, base: Path) -> None:
             "LorasmithMergeLoras", lora_a=["half", 0], strength_a=2.0, lora_b=["b", 0], strength_b=0.5,
             strength_c=1.0, strength_d=1.0, method="exact", rank=32,
         ),
-        "merged": node("LorasmithApplyLora", lora=["sum", 0], strength_model=1.0, strength_clip=1.0, model=MODEL, clip=CLIP),
-        "one": node("LorasmithApplyLora", lora=["a", 0], strength_model=1.0, strength_clip=1.0, model=MODEL, clip=CLIP),
-        "two": node(
-            "LorasmithApplyLora", lora=["b", 0], strength_model=0.5, strength_clip=0.5, model=["one", 0], clip=["one", 1]
-        ),
-        "saved": node("LorasmithSaveLora", lora=["sum", 0], filename_prefix="sums/both", format="diffusers", dtype="keep"),
+        "merged": apply("sum"),
+        "one": apply("a"),
+        "two": apply("b", ["one", 0], ["one", 1], 0.5),
+        "saved": save("sum", "sums/both", "diffusers"),
         "said": node("LorasmithInspectLora", lora=["sum", 0], model=MODEL, clip=CLIP),
         **sampled(MODEL, CLIP, "plain"),
         **sampled(["merged", 0], ["merged", 1], "merged"),
@@ -57,7 +65,9 @@ def test_load_scale_merge_apply_and_sample(comfy: Comfy, base: Path) -> None:
     outputs = comfy.run(graph)
     plain, merged, stacked = (picture(base, outputs, name) for name in ("plain", "merged", "stacked"))
     assert plain != merged
-    assert max(abs(a - b) for a, b in zip(merged, stacked, strict=True)) <= 2  # one merge is the two in turn, rounding aside
+    assert (
+        max(abs(a - b) for a, b in zip(merged, stacked, strict=True)) <= 2
+    )  # one merge is the two in turn, rounding aside
     assert "relative error" in outputs["saved"]["text"][0]
     assert (base / "output/loras/sums/both.safetensors").is_file()
     assert "225 of 225 modules match" in outputs["said"]["text"][0]
@@ -66,18 +76,16 @@ def test_load_scale_merge_apply_and_sample(comfy: Comfy, base: Path) -> None:
 def test_the_host_loads_what_the_save_node_wrote(comfy: Comfy, base: Path) -> None:
     graph = {
         "a": read("first"),
-        "saved": node("LorasmithSaveLora", lora=["a", 0], filename_prefix="again", format="kohya", dtype="keep"),
-        "twice": node("LorasmithSaveLora", lora=["a", 0], filename_prefix="again", format="comfy", dtype="fp16"),
+        "saved": save("a", "again", "kohya"),
+        "twice": save("a", "again", "comfy", "fp16"),
     }
     outputs = comfy.run(graph)
     names = sorted(outputs[key]["text"][0].partition(":")[0] for key in ("saved", "twice"))
     assert names == ["again.safetensors", "again_00001.safetensors"]
     direct = {
         **loader(),
-        "host": node(
-            "LoraLoader", model=MODEL, clip=CLIP, lora_name=names[0], strength_model=1.0, strength_clip=1.0
-        ),
-        "ours": node("LorasmithApplyLora", lora=["back", 0], strength_model=1.0, strength_clip=1.0, model=MODEL, clip=CLIP),
+        "host": node("LoraLoader", model=MODEL, clip=CLIP, lora_name=names[0], strength_model=1.0, strength_clip=1.0),
+        "ours": apply("back"),
         "back": node("LorasmithLoadLora", lora=names[1]),
         **sampled(["host", 0], ["host", 1], "host"),
         **sampled(["ours", 0], ["ours", 1], "ours"),
@@ -107,16 +115,14 @@ def test_lora_model_goes_both_ways(comfy: Comfy) -> None:
     ],
 )
 def test_a_lora_at_fault_is_one_line_on_the_node(comfy: Comfy, name: str, words: str) -> None:
-    applied = node("LorasmithApplyLora", lora=["a", 0], strength_model=1.0, strength_clip=1.0, model=MODEL, clip=CLIP)
+    applied = apply("a")
     with pytest.raises(Refused) as caught:
         comfy.run({**loader(), "a": read(name), "applied": applied, **sampled(["applied", 0], ["applied", 1], "never")})
     assert words in caught.value.message and "\n" not in caught.value.message
 
 
 def test_allow_partial_applies_the_rest(comfy: Comfy, base: Path) -> None:
-    applied = node(
-        "LorasmithApplyLora", lora=["a", 0], strength_model=1.0, strength_clip=1.0, model=MODEL, clip=CLIP, allow_partial=True
-    )
+    applied = apply("a", allow_partial=True)
     outputs = comfy.run({**loader(), "a": read("wide"), "part": applied, **sampled(["part", 0], ["part", 1], "part")})
     assert (base / "output" / outputs["part saved"]["images"][0]["filename"]).is_file()
 
@@ -125,7 +131,7 @@ def test_allow_partial_applies_the_rest(comfy: Comfy, base: Path) -> None:
 def test_a_save_never_leaves_its_folder(comfy: Comfy, base: Path, name: str) -> None:
     before = sorted(base.rglob("escaped*"))
     with pytest.raises(Refused) as caught:
-        saved = node("LorasmithSaveLora", lora=["a", 0], filename_prefix=name, format="kohya", dtype="keep")
+        saved = save("a", name, "kohya")
         comfy.run({"a": read("first"), "saved": saved})
     assert "output" in caught.value.message or "loras" in caught.value.message
     assert sorted(base.rglob("escaped*")) == before
@@ -135,7 +141,7 @@ def test_train_two_steps_save_load_and_apply(comfy: Comfy, base: Path) -> None:
     graph = {
         **loader(),
         "train": train(text_encoder=True),
-        "applied": node("LorasmithApplyLora", lora=["train", 0], strength_model=1.0, strength_clip=1.0, model=MODEL, clip=CLIP),
+        "applied": apply("train"),
         **sampled(["applied", 0], ["applied", 1], "trained"),
     }
     outputs = comfy.run(graph)
@@ -144,7 +150,11 @@ def test_train_two_steps_save_load_and_apply(comfy: Comfy, base: Path) -> None:
         assert file.metadata()["ss_output_name"] == "trained"
         assert any(float(file.get_tensor(key).abs().max()) > 0 for key in file.keys() if "lora_up" in key)
         assert {key.split("_")[1] for key in file.keys()} == {"unet", "te"}
-    again = {**loader(), "a": read("trained"), "said": node("LorasmithInspectLora", lora=["a", 0], model=MODEL, clip=CLIP)}
+    again = {
+        **loader(),
+        "a": read("trained"),
+        "said": node("LorasmithInspectLora", lora=["a", 0], model=MODEL, clip=CLIP),
+    }
     assert "176 of 176 modules match" in comfy.run(again)["said"]["text"][0]
 
 

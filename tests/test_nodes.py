@@ -1,0 +1,466 @@
+"""The nodes without ComfyUI: what they refuse and do, and how training is followed, over a host of a few lines."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_models import TinyBackend, pictures
+
+from lorasmith import convert
+from lorasmith.convert.architectures import architecture
+from lorasmith.convert.model import modules
+from lorasmith.lora_core.adapter import Adapter, Target
+from lorasmith.lora_core.errors import BadConfig, FileProblem, LorasmithError, NotALoRA, WrongArchitecture
+from lorasmith.lora_core.layers import LoRA
+from lorasmith.lora_core.train.engine import Event
+from lorasmith.nodes import actions
+from lorasmith.nodes.catalog import nodes
+from lorasmith.nodes.fit import Weights, fit, refuse_misfit
+from lorasmith.nodes.paths import below, free_folder, free_name, last_folder, picture_folders
+from lorasmith.nodes.spec import Choice, Node, Socket
+from lorasmith.nodes.training import follow, train_lora
+
+ROOT = Path(__file__).resolve().parents[1]
+QUERY = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
+
+
+class Cancelled(BaseException):
+    """Stands for the host's own interrupt."""
+
+
+class Bar:
+    """A progress bar that is cancelled once it has come to a step."""
+
+    def __init__(self, cancel_at: int | None = None):
+        self.seen: list[int] = []
+        self.cancel_at = cancel_at
+        self.stopped: BaseException | None = None
+
+    def show(self, done: int) -> None:
+        self.seen.append(done)
+        if done == self.cancel_at:
+            self.stopped = Cancelled()
+
+    def cancelled(self) -> BaseException | None:
+        return self.stopped
+
+    def is_cancel(self, error: BaseException) -> bool:
+        if isinstance(error, Cancelled):
+            self.stopped = error
+        return error is self.stopped
+
+
+class FakeHost:
+    """Folders of a test, and a loaded model of a family's names and shapes."""
+
+    def __init__(self, folder: Path, family: str = "sd15", bar: Bar | None = None):
+        self.folder, self.family, self.bar = folder, family, bar or Bar()
+        self.patches: list[tuple[set[str], float, float]] = []
+        for name in ("loras", "input", "output"):
+            (folder / name).mkdir(exist_ok=True)
+
+    def lora_names(self) -> list[str]:
+        return [path.name for path in (self.folder / "loras").iterdir()]
+
+    def lora_path(self, name: str) -> Path | None:
+        path = self.folder / "loras" / name
+        return path if path.is_file() else None
+
+    def output_folder(self) -> Path:
+        return self.folder / "output"
+
+    def input_folder(self) -> Path:
+        return self.folder / "input"
+
+    def weights(self, model: Any, clip: Any) -> Weights:
+        names: dict[str, str] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for part in architecture(self.family).components:
+            wired, prefix, begin = (model, "diffusion_model.", "diffusion_model.")
+            if part.id != "denoiser":
+                wired, prefix, begin = clip, f"{part.id}.transformer.", f"text_encoders.{part.id}.transformer."
+            for module in modules(part) if wired is not None else ():
+                names[f"{begin}{module.original}"] = f"{prefix}{module.original}.weight"
+                shapes[f"{prefix}{module.original}.weight"] = module.shape
+        return Weights(names, shapes, model is not None, clip is not None)
+
+    def patched(
+        self, model: Any, clip: Any, tensors: Any, strength_model: float, strength_clip: float
+    ) -> tuple[Any, Any]:
+        self.patches.append((set(tensors), strength_model, strength_clip))
+        return model, clip
+
+    def progress(self, total: int) -> Bar:
+        return self.bar
+
+    def backend(self, *_models: Any) -> Backend:
+        return Backend()
+
+
+class Backend(TinyBackend):
+    """The few layers of the trainer's tests, in the places of real ones, seen from inference mode."""
+
+    NAMES = ("input_blocks.0.0", QUERY, "out.2")
+    threads: list[tuple[str, bool]] = []
+
+    def modules(self) -> Any:
+        return {
+            Target("denoiser", name): self.net[part]
+            for name, part in zip(self.NAMES, ("conv", "mix", "out"), strict=True)
+        }
+
+    def __call__(self, *given: Any) -> Any:
+        self.threads.append((threading.current_thread().name, torch.is_inference_mode_enabled()))
+        return super().__call__(*given)
+
+    def weights(self, module: Any, like: Any) -> Any:
+        return module.weight, module.bias
+
+
+def adapter(
+    *targets: tuple[str, str], seed: int = 0, shape: tuple[int, int] = (320, 320), family: str = "sd15"
+) -> Adapter:
+    """Return a rank-2 LoRA of linear layers."""
+    generator = torch.Generator().manual_seed(seed)
+    out, inner = shape
+    layers = {
+        Target(*target): LoRA(
+            torch.randn(2, inner, generator=generator), torch.randn(out, 2, generator=generator), alpha=1.0
+        )
+        for target in targets
+    }
+    return Adapter(family, layers)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    return FakeHost(tmp_path)
+
+
+@pytest.fixture
+def lora() -> Adapter:
+    return adapter(("denoiser", QUERY))
+
+
+# --- the catalog
+
+
+@pytest.fixture
+def catalog(host: FakeHost) -> tuple[Node, ...]:
+    return nodes(host)
+
+
+def test_each_node_says_what_it_is_and_has_a_page(catalog: tuple[Node, ...]) -> None:
+    assert len({node.id for node in catalog}) == len(catalog)
+    for node in catalog:
+        assert node.id.startswith("Lorasmith") and node.description.endswith(".")
+        assert all(one.tooltip for one in (*node.inputs, *node.outputs))
+        page = (ROOT / "web/docs" / f"{node.id}.md").read_text(encoding="utf-8")
+        assert page.startswith(f"# {node.title}\n")
+        named = page + " `strength_b` `strength_c`" * ("`strength_a` to `strength_d`" in page)
+        assert [one.id for one in node.inputs if not isinstance(one, Socket) and f"`{one.id}`" not in named] == []
+
+
+def test_no_help_page_lacks_its_node(catalog: tuple[Node, ...]) -> None:
+    assert {path.stem for path in (ROOT / "web/docs").iterdir()} == {node.id for node in catalog}
+
+
+def test_lists_are_asked_for_anew(host: FakeHost, catalog: tuple[Node, ...]) -> None:
+    (listed,) = (one for one in catalog[0].inputs if isinstance(one, Choice))
+    before = listed.listed()
+    (host.folder / "loras/new.safetensors").touch()
+    assert (before, listed.listed()) == ([], ["new.safetensors"])
+
+
+# --- names and folders
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "../a", "a/../../b", "/etc/a", "C:\\a", "\\\\host\\a", "a//b", "a\0b", "a:b", "a.", " a/ b"]
+)
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadConfig, match="name below loras"):
+        below(tmp_path / "loras", name)
+
+
+def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "loras").mkdir()
+    (tmp_path / "loras/out").symlink_to(tmp_path, target_is_directory=True)
+    with pytest.raises(BadConfig, match="through a link"):
+        below(tmp_path / "loras", "out/style")
+
+
+def test_good_names_lie_below(tmp_path: Path) -> None:
+    assert below(tmp_path, "styles/my lora.v2") == tmp_path.resolve() / "styles/my lora.v2"
+    assert below(tmp_path, "styles\\ink") == tmp_path.resolve() / "styles/ink"
+
+
+def test_taken_names_get_a_number(tmp_path: Path) -> None:
+    assert free_name(tmp_path / "a", ".safetensors").name == "a.safetensors"
+    for name in ("a.safetensors", "a_00001.safetensors"):
+        (tmp_path / name).touch()
+    assert free_name(tmp_path / "a.safetensors", ".safetensors").name == "a_00002.safetensors"
+
+
+def test_the_last_folder_is_the_one_given_out_last(tmp_path: Path) -> None:
+    run = tmp_path / "a[1]"
+    assert last_folder(run) == run
+    for _ in range(3):
+        free_folder(run).mkdir()
+    (tmp_path / "a[1]_other").mkdir()
+    assert last_folder(run).name == "a[1]_00002"
+
+
+def test_folders_with_pictures_are_offered(tmp_path: Path) -> None:
+    for name in ("cats/a.PNG", "cats/black/b.jpg", "text/c.txt", ".hidden/d.png", "e.png", "1/2/3/4/f.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert picture_folders(tmp_path, (".png", ".jpg")) == ["cats", "cats/black"]
+
+
+# --- fitting
+
+
+def test_a_lora_that_fits_is_patched_with_its_layers(host: FakeHost) -> None:
+    both = adapter(("denoiser", QUERY))
+    both = Adapter(
+        "sd15", {**both.layers, **adapter(("clip_l", TEXT), shape=(768, 768)).layers}, extras={"emb": torch.ones(1)}
+    )
+    result = actions.apply_lora(host, both, 0.5, 0.25, model="MODEL", clip="CLIP")
+    assert result.values == ("MODEL", "CLIP") and result.text == "2 of 2 modules match"
+    ((names, model, clip),) = host.patches
+    assert (model, clip) == (0.5, 0.25)
+    parts = ("alpha", "lora_down.weight", "lora_up.weight")
+    modules = (f"diffusion_model.{QUERY}", f"text_encoders.clip_l.transformer.{TEXT}")
+    assert names == {f"{module}.{part}" for module in modules for part in parts}
+
+
+def test_only_what_is_wired_counts(host: FakeHost) -> None:
+    both = Adapter(
+        "sd15", {**adapter(("denoiser", QUERY)).layers, **adapter(("clip_l", TEXT), shape=(768, 768)).layers}
+    )
+    assert fit(both, host.weights("MODEL", None)).total == 1
+    assert fit(both, host.weights(None, "CLIP")).total == 1
+    with pytest.raises(BadConfig, match="not wired"):
+        actions.apply_lora(host, adapter(("clip_l", TEXT), shape=(768, 768)), 1, 1, model="MODEL")
+
+
+def test_another_family_is_refused_before_anything_is_patched(tmp_path: Path, lora: Adapter) -> None:
+    host = FakeHost(tmp_path, family="sdxl")
+    with pytest.raises(
+        WrongArchitecture, match="was made for Stable Diffusion 1.x, the loaded model is Stable Diffusion XL"
+    ):
+        actions.apply_lora(host, lora, 1, 1, allow_partial=True, model="MODEL")
+    assert host.patches == []
+
+
+def test_layers_of_another_shape_are_refused_or_left_out(host: FakeHost, lora: Adapter) -> None:
+    wide = adapter(("denoiser", QUERY.replace("to_q", "to_k")), shape=(320, 640))
+    mixed = Adapter("sd15", {**lora.layers, **wide.layers})
+    with pytest.raises(
+        WrongArchitecture,
+        match=r"1 of 2 layers have another shape, first .*to_k' with \[320, 640\] where .*\[320, 320\]",
+    ):
+        actions.apply_lora(host, mixed, 1, 1, model="MODEL")
+    assert host.patches == []
+    actions.apply_lora(host, mixed, 1, 1, allow_partial=True, model="MODEL")
+    assert all("to_q" in name for name in host.patches[0][0])
+
+
+def test_layers_without_a_place_are_counted(host: FakeHost, lora: Adapter) -> None:
+    weights = host.weights("MODEL", None)
+    less = {name: weight for name, weight in weights.names.items() if not name.endswith("to_q")}
+    with pytest.raises(WrongArchitecture, match="fits none of the loaded model's modules: 1 of 1 layers have no place"):
+        refuse_misfit(lora, fit(lora, Weights(less, weights.shapes, True, False)), allow_partial=True)
+
+
+# --- what the nodes do
+
+
+def test_load_scale_merge_save_and_read_again(host: FakeHost, lora: Adapter) -> None:
+    convert.write(lora, host.folder / "loras/a.safetensors", "kohya")
+    convert.write(adapter(("denoiser", QUERY), seed=1), host.folder / "loras/b.safetensors", "diffusers")
+    a, b = (actions.load_lora(host, f"{name}.safetensors").values[0] for name in "ab")
+    (half,) = actions.scale_lora(a, 0.5, 1.0).values
+    merged, report = actions.merge_loras(half, 2.0, b, -1.0, 1.0, 1.0, "exact", 32).values
+    assert report.startswith("merged 2 LoRAs") and "relative error" in report
+    target = Target("denoiser", QUERY)
+    expected = a.layers[target].delta() - b.layers[target].delta()
+    torch.testing.assert_close(merged.layers[target].delta(), expected)
+    path, report = actions.save_lora(host, merged, "new/sum", "comfy", "keep").values
+    assert Path(path) == (host.output_folder() / "loras/new/sum.safetensors").resolve()
+    assert report.startswith(
+        "new/sum.safetensors: Stable Diffusion 1.x, 1 layers, rank 4, comfy keys, relative error 0.0 (exact)"
+    )
+    torch.testing.assert_close(convert.read(path).layers[target].delta(), expected)
+
+
+def test_a_narrower_number_format_reports_its_error(host: FakeHost, lora: Adapter) -> None:
+    report = actions.save_lora(host, lora, "half", "kohya", "fp16").values[1]
+    error = float(report.rpartition(" ")[2])
+    assert 1e-5 < error < 1e-3
+
+
+def test_svd_keeps_the_rank_that_is_asked_for(lora: Adapter) -> None:
+    merged, report = actions.merge_loras(
+        lora, 1.0, adapter(("denoiser", QUERY), seed=1), 1.0, 1.0, 1.0, "svd", 3
+    ).values
+    assert "rank 3" in report and merged.layers[Target("denoiser", QUERY)].rank == 3
+
+
+def test_a_file_that_changes_is_read_again(host: FakeHost, lora: Adapter) -> None:
+    path = host.folder / "loras/a.safetensors"
+    convert.write(lora, path)
+    first = actions.lora_fingerprint(host, "a.safetensors")
+    assert actions.lora_fingerprint(host, "a.safetensors") == first
+    convert.write(adapter(("denoiser", QUERY), seed=1), path, overwrite=True)
+    assert actions.lora_fingerprint(host, "a.safetensors") != first
+    assert actions.lora_fingerprint(host) == [None]  # a wired name is not known yet
+
+
+def test_files_at_fault_are_named(host: FakeHost) -> None:
+    with pytest.raises(FileProblem, match="gone.safetensors: is not in the loras folders"):
+        actions.load_lora(host, "gone.safetensors")
+
+
+def test_lora_model_goes_both_ways(lora: Adapter) -> None:
+    (state,) = actions.to_lora_model(lora).values
+    (back,) = actions.from_lora_model(state).values
+    target = Target("denoiser", QUERY)
+    assert torch.equal(back.layers[target].delta(), lora.layers[target].delta())
+
+
+def test_a_state_dict_that_is_no_lora_is_refused() -> None:
+    with pytest.raises(NotALoRA):
+        actions.from_lora_model({"diffusion_model.input_blocks.0.0.weight": torch.ones(2, 2)})
+
+
+def test_the_verdict_says_what_matters(host: FakeHost, lora: Adapter) -> None:
+    named = Adapter("sd15", lora.layers, {"modelspec.trigger_phrase": "sks", "ss_sd_model_name": "v1-5"})
+    (text,) = actions.inspect_lora(host, named, "MODEL").values
+    for line in (
+        "Stable Diffusion 1.x, 1 layers, rank 2",
+        "alpha: 1",
+        "trigger words: sks",
+        "trained on: v1-5",
+        "healthy",
+    ):
+        assert line in text.splitlines()
+    assert text.endswith("1 of 1 modules match")
+
+
+# --- training
+
+
+def steps(count: int, act: Callable[[int], None] = lambda _: None) -> Callable[[Callable[[], bool]], Iterator[Event]]:
+    """Return a run of so many steps that stops when it is asked to."""
+
+    def events(stop: Callable[[], bool]) -> Iterator[Event]:
+        yield Event("start", 0, count)
+        for index in range(1, count + 1):
+            act(index)
+            yield Event("step", index, count, loss=1.0)
+            if stop():
+                yield Event("stopped", index, count)
+                return
+        yield Event("done", count, count)
+
+    return events
+
+
+def test_a_run_is_followed_to_its_end() -> None:
+    bar = Bar()
+    last = follow(steps(5), bar)
+    assert last is not None and last.step == 5 and bar.seen == [1, 2, 3, 4, 5]
+
+
+def test_the_run_has_a_thread_outside_inference_mode() -> None:
+    seen: list[tuple[bool, int]] = []
+    with torch.inference_mode():
+        follow(steps(1, lambda _: seen.append((torch.is_inference_mode_enabled(), threading.get_ident()))), Bar())
+    assert seen[0][0] is False and seen[0][1] != threading.get_ident()
+
+
+def test_cancel_ends_the_run_after_the_step_in_hand() -> None:
+    shown = threading.Event()
+    bar = Bar(cancel_at=2)
+    original = bar.show
+    bar.show = lambda done: (original(done), shown.set() if done == 2 else None)[0]  # type: ignore[method-assign]
+    last = follow(steps(1000, lambda index: index == 3 and shown.wait(5)), bar)
+    assert last is not None and 2 <= last.step < 1000
+
+
+def test_the_hosts_own_interrupt_counts_as_cancel() -> None:
+    bar = Bar()
+
+    def interrupt(index: int) -> None:
+        if index == 2:
+            raise Cancelled
+
+    last = follow(steps(5, interrupt), bar)
+    assert last is not None and last.step == 1 and isinstance(bar.cancelled(), Cancelled)
+
+
+def test_errors_of_the_run_are_raised_here() -> None:
+    def fail(_: int) -> None:
+        raise BadConfig("config: no")
+
+    with pytest.raises(BadConfig, match="config: no"):
+        follow(steps(5, fail), Bar())
+
+
+SETTINGS = {"steps": 3, "rank": 2, "alpha": 2, "resolution": 16, "learning_rate": 0.01, "scheduler": "constant"}
+
+
+def test_training_publishes_the_result_under_a_free_name(host: FakeHost) -> None:
+    pictures(host.input_folder() / "cats", {"a": "a cat", "b": "a dog"})
+    Backend.threads.clear()
+    with torch.inference_mode():
+        for name in ("cat.safetensors", "cat_00001.safetensors"):
+            lora, path = train_lora(host, "MODEL", "CLIP", "VAE", "cats", "cat", **SETTINGS).values
+            assert Path(path) == (host.output_folder() / "loras" / name).resolve()
+    assert all(name.startswith("lorasmith-training") and not inference for name, inference in Backend.threads)
+    stored = convert.read(path)
+    assert stored.architecture == "sd15" and stored.metadata["ss_output_name"] == "cat_00001"
+    target = Target("denoiser", QUERY)
+    assert torch.equal(lora.layers[target].delta(), stored.layers[target].delta()) and lora.layers[target].up.any()
+
+
+def test_a_cancelled_run_is_saved_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    deltas = []
+    for folder, cancel in (("whole", None), ("parts", 1)):
+        (tmp_path / folder).mkdir()
+        host = FakeHost(tmp_path / folder, bar=Bar(cancel))
+        pictures(host.input_folder() / "cats", {"a": "a cat", "b": "a dog"})
+        many = {**SETTINGS, "steps": 40}
+        if cancel:
+            with pytest.raises(Cancelled):
+                train_lora(host, "MODEL", "CLIP", "VAE", "cats", "cat", **many)
+            assert (host.output_folder() / "loras/cat.safetensors").is_file()
+            host.bar = Bar()
+        lora = train_lora(host, "MODEL", "CLIP", "VAE", "cats", "cat", resume=bool(cancel), **many).values[0]
+        deltas.append(lora.layers[Target("denoiser", QUERY)].delta())
+    assert torch.equal(*deltas)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"pictures": "../elsewhere"}, "name below input"),
+        ({"pictures": "none"}, "no such folder"),
+        ({"name": "a/../b"}, "name below lorasmith"),
+        ({"rank": 0}, "'rank' is 0"),
+    ],
+)
+def test_settings_at_fault_are_one_line(host: FakeHost, changed: dict[str, Any], words: str) -> None:
+    pictures(host.input_folder() / "cats", {"a": "a cat"})
+    given: dict[str, Any] = {"pictures": "cats", "name": "cat", **SETTINGS, **changed}
+    with pytest.raises(LorasmithError, match=words) as caught:
+        train_lora(host, "MODEL", "CLIP", "VAE", **given)
+    assert "\n" not in caught.value.message
