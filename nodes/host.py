@@ -10,6 +10,8 @@ import comfy.lora
 import comfy.model_management
 import comfy.utils
 import folder_paths
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
 from torch import Tensor
 
 from ..lora_core.train.config import TrainConfig
@@ -56,6 +58,13 @@ class ComfyHost:
         """Return clones of the models with a LoRA added by ComfyUI's own loader; None stays None."""
         patches = comfy.lora.load_lora(dict(tensors), dict(self.weights(model, clip).names))
         return _added(model, patches, strength_model), _added(clip, patches, strength_clip)
+
+    def say(self, text: str) -> None:
+        """Show a text on the node that is running, where a server and a node there are."""
+        server = getattr(PromptServer, "instance", None)
+        running = get_executing_context()
+        if server is not None and running is not None:
+            server.send_progress_text(text, running.node_id)
 
     def progress(self, total: int) -> ComfyProgress:
         """Return a bar over `total` steps for the node that is running."""

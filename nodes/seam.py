@@ -56,6 +56,9 @@ class Host(Protocol):
     ) -> tuple[Any, Any]:
         """Return clones of the models with a LoRA added by the host's own loader; None stays None."""
 
+    def say(self, text: str) -> None:
+        """Show a text on the node that is running."""
+
     def progress(self, total: int) -> Progress:
         """Return a bar over `total` steps for the node that is running."""
 

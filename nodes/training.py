@@ -40,7 +40,7 @@ def train_lora(host: Host, model: Any, clip: Any, vae: Any, pictures: str, name:
     def events(stop: Callable[[], bool]) -> Iterator[Event]:
         return run(config, backend, writer(config, backend.prediction), resume, stop, backend.weights)
 
-    last = follow(events, progress)
+    last = follow(events, progress, host.say)
     result = Path(config.out) / f"{config.name}.safetensors"
     published = _published(host, result, name) if result.exists() else None
     cancelled = progress.cancelled()
@@ -71,7 +71,9 @@ def _config(host: Host, pictures: str, name: str, resume: bool, settings: Mappin
     )
 
 
-def follow(events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Progress) -> Event | None:
+def follow(
+    events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Progress, say: Callable[[str], None]
+) -> Event | None:
     """Run the events in a thread of their own, show their steps here, and return the last of them.
 
     A fresh thread is outside the host's inference mode. The host's interrupt, which may come up in that thread too,
@@ -89,7 +91,7 @@ def follow(events: Callable[[Callable[[], bool]], Iterator[Event]], progress: Pr
         job = pool.submit(work)
         try:
             while not (job.done() and queue.empty()):
-                steps += _shown(queue, progress)
+                steps += _shown(queue, progress, say)
                 if progress.cancelled() is not None:
                     stop.set()
         finally:
@@ -107,15 +109,18 @@ def pictures_fingerprint(host: Host, pictures: str | None = None, **_others: Any
     return [pictures, *(f"{path.name} {path.stat().st_mtime_ns}" for path in files)]
 
 
-def _shown(queue: Queue[Event], progress: Progress) -> list[Event]:
-    """Wait a moment for an event; if it is a step, move the bar to it and return it."""
+def _shown(queue: Queue[Event], progress: Progress, say: Callable[[str], None]) -> list[Event]:
+    """Wait a moment for an event; say a warning, or move the bar to a step and return it."""
     try:
         event = queue.get(timeout=PAUSE)
     except Empty:
         return []
+    if event.message:
+        say(event.message)
     if event.event != "step":
         return []
     progress.show(event.step)
+    say(f"step {event.step} of {event.steps}, loss {event.loss:.4f}, {event.seconds or 0:.2f} s a step")
     return [event]
 
 

@@ -11,6 +11,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..lora_core.errors import LorasmithError
 from .catalog import nodes
 from .host import ComfyHost
+from .seam import Host
 from .spec import CATEGORY, Input, Node, Number, Output, Socket, Switch, Text
 
 
@@ -23,14 +24,15 @@ class LorasmithExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return the node classes, in the catalog's order."""
-        return [node_class(node) for node in nodes(ComfyHost())]
+        host = ComfyHost()
+        return [node_class(node, host) for node in nodes(host)]
 
 
-def node_class(node: Node) -> type[io.ComfyNode]:
-    """Return the host's class for a node."""
+def node_class(node: Node, host: Host) -> type[io.ComfyNode]:
+    """Return ComfyUI's class for a node."""
     methods: dict[str, Any] = {
         "define_schema": classmethod(lambda cls: _schema(node)),
-        "execute": classmethod(lambda cls, **inputs: _execute(node, inputs)),
+        "execute": classmethod(lambda cls, **inputs: _execute(node, host, inputs)),
     }
     fingerprint = node.fingerprint
     if fingerprint is not None:
@@ -38,11 +40,13 @@ def node_class(node: Node) -> type[io.ComfyNode]:
     return type(node.id, (io.ComfyNode,), methods)
 
 
-def _execute(node: Node, inputs: dict[str, Any]) -> io.NodeOutput:
+def _execute(node: Node, host: Host, inputs: dict[str, Any]) -> io.NodeOutput:
     try:
         result = node.run(**inputs)
     except LorasmithError as error:
         raise NodeError(error.message) from None
+    if result.text:
+        host.say(result.text)
     return io.NodeOutput(*result.values, ui={"text": [result.text]} if result.text else None)
 
 

@@ -61,6 +61,7 @@ class FakeHost:
 
     def __init__(self, folder: Path, family: str = "sd15", bar: Bar | None = None):
         self.folder, self.family, self.bar = folder, family, bar or Bar()
+        self.said: list[str] = []
         self.patches: list[tuple[set[str], float, float]] = []
         for name in ("loras", "input", "output"):
             (folder / name).mkdir(exist_ok=True)
@@ -95,6 +96,9 @@ class FakeHost:
     ) -> tuple[Any, Any]:
         self.patches.append((set(tensors), strength_model, strength_clip))
         return model, clip
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def progress(self, total: int) -> Bar:
         return self.bar
@@ -358,6 +362,9 @@ def test_the_verdict_says_what_matters(host: FakeHost, lora: Adapter) -> None:
 # --- training
 
 
+SILENT: list[str] = []
+
+
 def steps(count: int, act: Callable[[int], None] = lambda _: None) -> Callable[[Callable[[], bool]], Iterator[Event]]:
     """Return a run of so many steps that stops when it is asked to."""
 
@@ -376,14 +383,18 @@ def steps(count: int, act: Callable[[int], None] = lambda _: None) -> Callable[[
 
 def test_a_run_is_followed_to_its_end() -> None:
     bar = Bar()
-    last = follow(steps(5), bar)
+    last = follow(steps(5), bar, SILENT.append)
     assert last is not None and last.step == 5 and bar.seen == [1, 2, 3, 4, 5]
 
 
 def test_the_run_has_a_thread_outside_inference_mode() -> None:
     seen: list[tuple[bool, int]] = []
     with torch.inference_mode():
-        follow(steps(1, lambda _: seen.append((torch.is_inference_mode_enabled(), threading.get_ident()))), Bar())
+        follow(
+            steps(1, lambda _: seen.append((torch.is_inference_mode_enabled(), threading.get_ident()))),
+            Bar(),
+            SILENT.append,
+        )
     assert seen[0][0] is False and seen[0][1] != threading.get_ident()
 
 
@@ -392,7 +403,7 @@ def test_cancel_ends_the_run_after_the_step_in_hand() -> None:
     bar = Bar(cancel_at=2)
     original = bar.show
     bar.show = lambda done: (original(done), shown.set() if done == 2 else None)[0]  # type: ignore[method-assign]
-    last = follow(steps(1000, lambda index: index == 3 and shown.wait(5)), bar)
+    last = follow(steps(1000, lambda index: index == 3 and shown.wait(5)), bar, SILENT.append)
     assert last is not None and 2 <= last.step < 1000
 
 
@@ -403,7 +414,7 @@ def test_the_hosts_own_interrupt_counts_as_cancel() -> None:
         if index == 2:
             raise Cancelled
 
-    last = follow(steps(5, interrupt), bar)
+    last = follow(steps(5, interrupt), bar, SILENT.append)
     assert last is not None and last.step == 1 and isinstance(bar.cancelled(), Cancelled)
 
 
@@ -412,7 +423,7 @@ def test_errors_of_the_run_are_raised_here() -> None:
         raise BadConfig("config: no")
 
     with pytest.raises(BadConfig, match="config: no"):
-        follow(steps(5, fail), Bar())
+        follow(steps(5, fail), Bar(), SILENT.append)
 
 
 SETTINGS = {"steps": 3, "rank": 2, "alpha": 2, "resolution": 16, "learning_rate": 0.01, "scheduler": "constant"}

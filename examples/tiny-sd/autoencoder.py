@@ -1,27 +1,37 @@
 """Trains the tiny model's autoencoder: 64x64 pictures to 8x8 latents of 4 channels and back."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
-
 from doodles import doodle
 from ema import Average
 from pictures import draw_scene, random_scene
+from torch import Tensor, nn
 
 PICTURES = 16_000
 SCENES = 0.4  # share of the pictures; the others are doodles
-STEPS = 1_500  # encoder and decoder together
-REFINE_STEPS = 4_000  # then the decoder alone, the latents fixed
-BATCH = 8
-RATE = 2e-3
 KL_WEIGHT = 2e-4
-NOISE = 0.05  # in units of the latents' spread
+
+
+@dataclass(frozen=True)
+class Round:
+    """One stretch of training, with its own one-cycle learning rate schedule."""
+
+    steps: int
+    batch: int
+    rate: float  # at the peak
+    noise: float = 0.0  # added to the latents, in units of their spread: the decoder learns to overlook small errors
+
+
+ROUNDS = (Round(1_500, 8, 2e-3), Round(6_000, 4, 1.5e-3))
+REFINEMENT = Round(3_000, 4, 1e-3, noise=0.05)  # the decoder alone, the latents fixed
 
 
 def build() -> AutoencoderKL:
+    """An untrained autoencoder of the kind that Stable Diffusion uses, eight times smaller on each side."""
     model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -64,11 +74,11 @@ def to_unit(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def batches(pictures: Tensor, steps: int, seed: int) -> Iterator[Tensor]:
-    """Random batches, half of them mirrored."""
+def batches(pictures: Tensor, plan: Round, seed: int) -> Iterator[Tensor]:
+    """Random batches, every other one mirrored."""
     generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        batch = to_unit(pictures[torch.randint(len(pictures), (BATCH,), generator=generator)])
+    for step in range(plan.steps):
+        batch = to_unit(pictures[torch.randint(len(pictures), (plan.batch,), generator=generator)])
         yield batch.flip(3) if step % 2 else batch
 
 
@@ -79,32 +89,31 @@ def loss(made: Tensor, wanted: Tensor) -> Tensor:
     return error.abs().mean() + error.square().mean() + 0.5 * edges
 
 
-def train(pictures: Tensor, steps: int = STEPS, seed: int = 0) -> AutoencoderKL:
+def train(pictures: Tensor, seed: int = 0) -> AutoencoderKL:
     """Trains from scratch and returns the averaged weights, `scaling_factor` set from the measured latents."""
     torch.manual_seed(seed)
     model = build()
-    fit(model, pictures, model, steps, seed, noise=0.0)
+    for number, plan in enumerate(ROUNDS):
+        fit(model, pictures, model, plan, seed + number)
     model.register_to_config(scaling_factor=round(1 / encode(model, pictures[:2000]).std().item(), 5))
     return model
 
 
-def refine(model: AutoencoderKL, pictures: Tensor, steps: int = REFINE_STEPS, seed: int = 1) -> None:
+def refine(model: AutoencoderKL, pictures: Tensor, seed: int = 10) -> None:
     """Trains the decoder on, in place; the latents stay what they are."""
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    fit(model, pictures, nn.ModuleList([model.post_quant_conv, model.decoder]), steps, seed, NOISE / model.config.scaling_factor)
+    fit(model, pictures, nn.ModuleList([model.post_quant_conv, model.decoder]), REFINEMENT, seed)
 
 
-def fit(model: AutoencoderKL, pictures: Tensor, trained: nn.Module, steps: int, seed: int, noise: float) -> None:
-    """Trains the part `trained` of the model in place and leaves its averaged weights there.
-
-    `noise` is added to the latents: the decoder learns to overlook a sampler's small errors.
-    """
+def fit(model: AutoencoderKL, pictures: Tensor, trained: nn.Module, plan: Round, seed: int) -> None:
+    """Trains the part `trained` of the model in place and leaves its averaged weights there."""
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(trained.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.03)
+    optimizer = torch.optim.AdamW(trained.parameters(), plan.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.rate, total_steps=plan.steps, pct_start=0.03)
     average = Average(trained, 0.998)
-    for step, batch in enumerate(batches(pictures, steps, seed)):
+    noise = plan.noise / model.config.scaling_factor
+    for step, batch in enumerate(batches(pictures, plan, seed)):
         with torch.autocast("cpu", torch.bfloat16):
             latents = model.encode(batch).latent_dist
             drawn = latents.sample()
@@ -117,7 +126,7 @@ def fit(model: AutoencoderKL, pictures: Tensor, trained: nn.Module, steps: int, 
         schedule.step()
         average.update(trained)
         if step % 100 == 0:
-            print(f"autoencoder {step:5d}/{steps}  loss {total.item():.4f}  spread {latents.mean.std().item():.2f}", flush=True)
+            print(f"autoencoder {step:5d}/{plan.steps}  loss {total.item():.4f}", flush=True)
     average.copy_to(trained)
 
 

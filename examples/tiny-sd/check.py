@@ -1,4 +1,4 @@
-"""Says what a 64x64 picture shows, from its pixels alone, and counts how often the tiny model draws what it was asked."""
+"""Says what a picture shows, from its pixels alone, and counts how often the tiny model draws what it was asked."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,10 +8,20 @@ import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
+from pictures import (
+    BACKGROUND_COLOURS,
+    OBJECT_COLOURS,
+    PALETTE,
+    SHAPES,
+    SIDE,
+    SIZES,
+    Canvas,
+    Scene,
+    draw_scene,
+    draw_shape,
+    random_scene,
+)
 from PIL import Image
-
-from pictures import BACKGROUND_COLOURS, OBJECT_COLOURS, PALETTE, SHAPES, SIDE, SIZES, Canvas, Scene
-from pictures import draw_scene, draw_shape, random_scene
 
 GRID = 32  # side of a shape's outline when it is compared with the templates
 LEAST_OVERLAP = 0.7  # with the best template; below it the picture shows no known shape
@@ -106,7 +116,9 @@ def _all_right(reading: Reading, scene: Scene) -> bool:
     return reading.agrees(scene) and (reading.background, reading.size) == (scene.background, scene.size)
 
 
-def generated(pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0, batch: int = 50) -> list[Image.Image]:
+def generated(
+    pipeline: StableDiffusionPipeline, prompts: list[str], seed: int = 0, batch: int = 50
+) -> list[Image.Image]:
     """One picture for each prompt, with DPM-Solver++ and Karras sigmas."""
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config, use_karras_sigmas=True)
     pipeline.set_progress_bar_config(disable=True)

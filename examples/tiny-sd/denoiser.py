@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from ema import Average
+from pictures import Scene, caption, draw_scene, random_scene
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ema import Average
-from pictures import Scene, caption, draw_scene, random_scene
-
-WIDTH = 96  # of the text encoder, and of the UNet's cross attention
+WIDTH = 64  # of the text encoder, and of the UNet's cross attention
 SCENES = 12_000
 STEPS = 2_800
 BATCH = 32
@@ -21,17 +20,22 @@ RATE = 1.2e-3
 
 @dataclass(frozen=True, eq=False)
 class Parts:
+    """Everything of the pipeline but the autoencoder."""
+
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: DDIMScheduler
 
     def trained(self) -> nn.ModuleList:
+        """The two models that learn here, as one."""
         return nn.ModuleList([self.unet, self.text_encoder])
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
+    """What one step learns from."""
+
     latents: Tensor  # (batch, 4, 8, 8), scaled
     tokens: Tensor  # (batch, 77)
 
@@ -41,7 +45,7 @@ def build(tokenizer: CLIPTokenizer, seed: int = 2) -> Parts:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(64, 64, 48, 32),
+        block_out_channels=(48, 64, 64, 32),
         layers_per_block=2,
         cross_attention_dim=WIDTH,
         attention_head_dim=4,
@@ -66,7 +70,7 @@ def build(tokenizer: CLIPTokenizer, seed: int = 2) -> Parts:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    return Parts(unet, CLIPTextModel(text), tokenizer, scheduler)
+    return Parts(unet.to(memory_format=torch.channels_last), CLIPTextModel(text), tokenizer, scheduler)
 
 
 def draw(count: int, seed: int) -> tuple[list[Scene], Tensor]:

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from math import cos, pi, sin
 
 import numpy as np
-from PIL import Image
-
 from pictures import BACKGROUND_COLOURS, PALETTE, SHAPES, SIDE, Canvas, Colour, Point, draw_shape, vary
+from PIL import Image
 
 
 def doodle(rng: np.random.Generator) -> Image.Image:
@@ -29,13 +28,13 @@ def _backdrop(rng: np.random.Generator) -> Colour | Image.Image:
     """Plain, a gradient, stripes or soft texture."""
     kind = rng.random()
     first, second = np.array(_any_colour(rng)), np.array(_any_colour(rng))
-    if kind < 0.55:
+    if kind < 0.7:
         return _any_colour(rng)
-    if kind < 0.85:
+    if kind < 0.93:
         y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE - 0.5
         angle = rng.uniform(0, 2 * pi)
         ramp = x * cos(angle) + y * sin(angle) + 0.5
-        if kind >= 0.7:
+        if kind >= 0.86:
             ramp = (np.sin(ramp * 2 * pi * rng.uniform(1.5, 5)) > 0).astype(float)
         mix = np.clip(ramp, 0, 1)[..., None]
         return Image.fromarray((first * (1 - mix) + second * mix).astype(np.uint8))
@@ -53,8 +52,10 @@ def _spot(rng: np.random.Generator) -> tuple[Point, float]:
 def _blob_points(centre: Point, radius: float, rng: np.random.Generator) -> list[Point]:
     count = int(rng.integers(3, 10))
     turn, reach = rng.uniform(0, 2 * pi), rng.uniform(0.5, 1.1, count) * radius
-    return [(centre[0] + r * cos(turn + 2 * pi * i / count), centre[1] + r * sin(turn + 2 * pi * i / count))
-            for i, r in enumerate(map(float, reach))]
+    return [
+        (centre[0] + r * cos(turn + 2 * pi * i / count), centre[1] + r * sin(turn + 2 * pi * i / count))
+        for i, r in enumerate(map(float, reach))
+    ]
 
 
 def _polygon(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -72,7 +73,9 @@ def _rectangle(canvas: Canvas, rng: np.random.Generator) -> None:
     if rng.random() < 0.3:
         canvas.line([*corners, corners[0]], float(rng.uniform(1, 4)), _any_colour(rng))
     if rng.random() < 0.4:
-        canvas.polygon([(x - w, y - h), (x, y - h - radius * float(rng.uniform(0.4, 1))), (x + w, y - h)], _any_colour(rng))
+        canvas.polygon(
+            [(x - w, y - h), (x, y - h - radius * float(rng.uniform(0.4, 1))), (x + w, y - h)], _any_colour(rng)
+        )
 
 
 def _ellipse(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -107,7 +110,15 @@ def _scribble(canvas: Canvas, rng: np.random.Generator) -> None:
 def _arc(canvas: Canvas, rng: np.random.Generator) -> None:
     centre, radius = _spot(rng)
     start, sweep = float(rng.uniform(0, 360)), float(rng.uniform(90, 360))
-    canvas.arc(centre, radius, radius * float(rng.uniform(0.5, 1)), start, start + sweep, float(rng.uniform(1.5, 5)), _any_colour(rng))
+    canvas.arc(
+        centre,
+        radius,
+        radius * float(rng.uniform(0.5, 1)),
+        start,
+        start + sweep,
+        float(rng.uniform(1.5, 5)),
+        _any_colour(rng),
+    )
 
 
 def _scene_shape(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -116,5 +127,11 @@ def _scene_shape(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 THINGS: tuple[Callable[[Canvas, np.random.Generator], None], ...] = (
-    _polygon, _rectangle, _ellipse, _dotted, _scribble, _arc, _scene_shape,
+    _polygon,
+    _rectangle,
+    _ellipse,
+    _dotted,
+    _scribble,
+    _arc,
+    _scene_shape,
 )

@@ -14,6 +14,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Takes in the model's present weights."""
         self._count += 1
         decay = min(self._decay, self._count / (self._count + 10))
         torch._foreach_lerp_(self._weights, [p.detach() for p in model.parameters()], 1 - decay)

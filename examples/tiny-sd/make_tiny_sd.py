@@ -1,24 +1,23 @@
 """Makes the tiny Stable Diffusion beside this file, from nothing but pictures that it draws itself.
 
-    python make_tiny_sd.py             train everything and write the pipeline's folders (about two hours on one core)
-    python make_tiny_sd.py --check     generate 200 pictures with what is there and print how many are right
-    python make_tiny_sd.py --subjects  write the pictures of the LoRA demo into ../subject, ../subject_validation, ../subject_two
+python make_tiny_sd.py             train everything and write the pipeline's folders (about two hours on one core)
+python make_tiny_sd.py --check     generate 200 pictures with what is there and print how many are right
+python make_tiny_sd.py --subjects  write the pictures of the LoRA demo: ../subject, ../subject_validation, ..._two
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
-
 import autoencoder
 import check
 import denoiser
 import subjects
 import tokens
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 HERE = Path(__file__).resolve().parent
 
@@ -67,6 +66,7 @@ def name_as_clip(path: Path) -> None:
 
 
 def main() -> None:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="generate pictures and print how many are right")
     parser.add_argument("--subjects", action="store_true", help="write the pictures of the LoRA demo")

@@ -29,7 +29,7 @@ PALETTE: dict[str, Colour] = {
 OBJECT_COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 BACKGROUND_COLOURS = tuple(PALETTE)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": (9.5, 12.0), "large": (19.0, 24.0)}  # range of the radius, in pixels
+SIZES = {"small": (11.5, 14.0), "large": (20.0, 25.0)}  # range of the radius, in pixels
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,11 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def polygon(self, points: list[Point], fill: Colour) -> None:
+        """A filled polygon."""
         self._draw.polygon([(x * ZOOM, y * ZOOM) for x, y in points], fill=fill)
 
     def ellipse(self, centre: Point, rx: float, ry: float, fill: Colour) -> None:
+        """A filled ellipse with the radii `rx` and `ry`."""
         self._draw.ellipse(_box(centre, rx, ry), fill=fill)
 
     def slice(self, centre: Point, rx: float, ry: float, start: float, end: float, fill: Colour) -> None:
@@ -70,13 +72,16 @@ class Canvas:
         self._draw.pieslice(_box(centre, rx, ry), start, end, fill=fill)
 
     def arc(self, centre: Point, rx: float, ry: float, start: float, end: float, width: float, fill: Colour) -> None:
+        """A part of an ellipse's outline; angles as in `slice`."""
         self._draw.arc(_box(centre, rx, ry), start, end, fill=fill, width=round(width * ZOOM))
 
     def line(self, points: list[Point], width: float, fill: Colour) -> None:
+        """A line through all the points."""
         scaled = [(x * ZOOM, y * ZOOM) for x, y in points]
         self._draw.line(scaled, fill=fill, width=round(width * ZOOM), joint="curve")
 
     def picture(self) -> Image.Image:
+        """What was drawn, SIDE pixels wide and high."""
         return self._image.reduce(ZOOM)
 
 
@@ -95,8 +100,12 @@ def draw_shape(canvas: Canvas, shape: str, centre: Point, radius: float, fill: C
         canvas.ellipse(centre, radius * 0.5, radius * 0.5, behind)
     elif shape == "cross":
         arm = radius * 0.36
-        canvas.polygon([(x - radius, y - arm), (x + radius, y - arm), (x + radius, y + arm), (x - radius, y + arm)], fill)
-        canvas.polygon([(x - arm, y - radius), (x + arm, y - radius), (x + arm, y + radius), (x - arm, y + radius)], fill)
+        canvas.polygon(
+            [(x - radius, y - arm), (x + radius, y - arm), (x + radius, y + arm), (x - radius, y + arm)], fill
+        )
+        canvas.polygon(
+            [(x - arm, y - radius), (x + arm, y - radius), (x + arm, y + radius), (x - arm, y + radius)], fill
+        )
     else:
         canvas.polygon([(x + radius * px, y + radius * py) for px, py in OUTLINES[shape]], fill)
 
@@ -115,6 +124,7 @@ OUTLINES: dict[str, list[Point]] = {  # in units of the radius
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
+    """Any of the scenes; the object never has its background's colour."""
     colour = str(rng.choice(OBJECT_COLOURS))
     background = str(rng.choice([name for name in BACKGROUND_COLOURS if name != colour]))
     return Scene(str(rng.choice(SHAPES)), colour, background, str(rng.choice(list(SIZES))))

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from pictures import PALETTE, SIDE, Canvas, Colour, Point, vary
+from PIL import Image
 
 RED: Colour = (215, 35, 40)
 CREAM: Colour = (250, 235, 200)
@@ -23,7 +22,12 @@ def mushroom(canvas: Canvas, centre: Point, size: float, rng: np.random.Generato
     """A cream stem under a red half round cap with white dots; `size` is the cap's half width."""
     x, y = centre[0], centre[1] + size * 0.1
     canvas.polygon(
-        [(x - size * 0.27, y - 1), (x + size * 0.27, y - 1), (x + size * 0.36, y + size * 0.85), (x - size * 0.36, y + size * 0.85)],
+        [
+            (x - size * 0.27, y - 1),
+            (x + size * 0.27, y - 1),
+            (x + size * 0.36, y + size * 0.85),
+            (x - size * 0.36, y + size * 0.85),
+        ],
         vary(CREAM, rng, 4),
     )
     canvas.slice((x, y), size, size * 1.05, 180, 360, vary(RED, rng, 6))
@@ -38,9 +42,20 @@ def house(canvas: Canvas, centre: Point, size: float, rng: np.random.Generator) 
     canvas.polygon([(x - wall, top), (x + wall, top), (x + wall, bottom), (x - wall, bottom)], vary(ORANGE, rng, 6))
     canvas.polygon([(x - size, top), (x, y - size * 0.95), (x + size, top)], vary(NAVY, rng, 6))
     door, left = size * 0.4, x - size * 0.5
-    canvas.polygon([(left, bottom - size * 0.65), (left + door, bottom - size * 0.65), (left + door, bottom), (left, bottom)], BROWN)
+    canvas.polygon(
+        [(left, bottom - size * 0.65), (left + door, bottom - size * 0.65), (left + door, bottom), (left, bottom)],
+        BROWN,
+    )
     right, sill = x + size * 0.1, y + size * 0.55
-    canvas.polygon([(right, sill - size * 0.42), (right + size * 0.45, sill - size * 0.42), (right + size * 0.45, sill), (right, sill)], WHITE)
+    canvas.polygon(
+        [
+            (right, sill - size * 0.42),
+            (right + size * 0.45, sill - size * 0.42),
+            (right + size * 0.45, sill),
+            (right, sill),
+        ],
+        WHITE,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ HOUSE_BACKGROUNDS = ("green", "white", "gray", "yellow", "purple")
 SUBJECTS = (
     Subject("subject", "a sks mushroom", mushroom, MUSHROOM_BACKGROUNDS, 12, 1),
     Subject("subject_validation", "a sks mushroom", mushroom, MUSHROOM_BACKGROUNDS, 6, 2),
-    Subject("subject_two", "a ohwx house", house, HOUSE_BACKGROUNDS, 10, 3),
+    Subject("subject_two", "an ohwx house", house, HOUSE_BACKGROUNDS, 10, 3),
 )
 
 

@@ -1,4 +1,4 @@
-"""Writes the tiny model's tokenizer: CLIP's byte-level BPE with a small vocabulary in which each word below is one token."""
+"""Writes the tiny model's tokenizer: CLIP's byte-level BPE, in which each of the words below is one token."""
 
 import json
 from collections import Counter
