@@ -25,8 +25,8 @@ if sys.version_info < (3, 10):  # before anything that an older Python could stu
 ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
 CORE = ("torch", "safetensors", "numpy")
-DEMO = (*CORE, "pillow", "diffusers", "transformers", "accelerate")
-TEST = (*DEMO, "peft", "scipy", "einops", "setuptools", "pytest", "ruff", "mypy")
+DEMO = (*CORE, "pillow", "diffusers", "transformers", "accelerate", "peft")
+TEST = (*DEMO, "scipy", "einops", "setuptools", "pytest", "ruff", "mypy")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 # What pip says -> what that means and what helps; the first that fits is told.

@@ -1,7 +1,7 @@
 """The demo: train a LoRA of something that a tiny model cannot draw, convert it with a proof, merge it, look at it.
 
-Everything comes along with the project: the model (`tiny-sd/`), the pictures (`subject/`, `subject_two/`). Every figure that is
-printed is measured in this run.
+Everything comes along with the project: the model (`tiny-sd/`), the pictures (`subject/`, `subject_two/`). Every figure
+that is printed is measured in this run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ HERE = Path(__file__).resolve().parent
 MODEL = HERE / "tiny-sd"
 STEPS_SAMPLED, GUIDANCE = 20, 5.0
 STRENGTHS = (0.0, 0.5, 1.0)
-SUBJECT = ("a sks mushroom on a blue background", "a sks mushroom on a yellow background", "a sks mushroom on a green background")
+SUBJECT = tuple(f"a sks mushroom on a {colour} background" for colour in ("blue", "yellow", "green"))
 SECOND = ("an ohwx house on a green background",)
-UNRELATED = ("a large red circle on a blue background", "a small green star on a white background", "a large yellow square on a gray background")
+UNRELATED = (
+    "a large red circle on a blue background",
+    "a small green star on a white background",
+    "a large yellow square on a gray background",
+)
 SETTINGS = {
     "model": str(MODEL),
     "name": "mushroom",
@@ -87,16 +91,15 @@ def train(out: Path, data: str, steps: int, say: Callable[[str], None], **settin
     for event in trained(config):
         last = event.data()
         if event.event == "start":
-            say(f"training {config.name}: {last['pictures']} pictures, {last['layers']} layers, {last['parameters']} parameters")
+            sizes = f"{last['pictures']} pictures, {last['layers']} layers, {last['parameters']} parameters"
+            say(f"training {config.name}: {sizes}")
         if event.event == "step":
             losses.append(last["loss"])
             if event.step % 50 == 0:
                 say(f"  step {event.step} of {steps}, loss {sum(losses[-50:]) / 50:.4f}, {last['eta']:.0f} s to go")
     path = out / f"{config.name}.safetensors"
     say(f"trained {config.name} in {last['seconds']:.0f} s: {path}")
-    return Run(
-        path, losses, last.get("validation_loss_before", 0.0), last.get("validation_loss", 0.0), last["seconds"]
-    )
+    return Run(path, losses, last.get("validation_loss_before", 0.0), last.get("validation_loss", 0.0), last["seconds"])
 
 
 def convert_proved(source: Path, out: Path, say: Callable[[str], None]) -> Path:
@@ -110,8 +113,8 @@ def convert_proved(source: Path, out: Path, say: Callable[[str], None]) -> Path:
     back = write_proved(proof.adapter, out.with_name("mushroom_back.safetensors"), "kohya")
     whole_way = difference(back.adapter, original.adapter)
     say(
-        f"converted {original.match.format} -> {proof.match.format}: {len(proof.adapter.layers)} layers, relative error "
-        f"{proof.report.relative_error:.1e}; and back to kohya: {whole_way.relative_error:.1e}"
+        f"converted {original.match.format} -> {proof.match.format}: {len(proof.adapter.layers)} layers, "
+        f"relative error {proof.report.relative_error:.1e}; and back to kohya: {whole_way.relative_error:.1e}"
     )
     return out
 
@@ -168,9 +171,8 @@ def drawn(pipe: Any, prompts: Sequence[str]) -> list[Any]:
     import torch
 
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    made = pipe(
-        list(prompts), num_inference_steps=STEPS_SAMPLED, guidance_scale=GUIDANCE, generator=generators, height=64, width=64
-    )
+    size = {"height": 64, "width": 64}
+    made = pipe(list(prompts), num_inference_steps=STEPS_SAMPLED, guidance_scale=GUIDANCE, generator=generators, **size)
     pictures: list[Any] = made.images
     return pictures
 

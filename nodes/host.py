@@ -11,7 +11,6 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
 from torch import Tensor
 
 from ..lora_core.train.config import TrainConfig
@@ -60,11 +59,13 @@ class ComfyHost:
         return _added(model, patches, strength_model), _added(clip, patches, strength_clip)
 
     def say(self, text: str) -> None:
-        """Show a text on the node that is running, where a server and a node there are."""
-        server = getattr(PromptServer, "instance", None)
+        """Show a text on the node that is running, if one is."""
         running = get_executing_context()
-        if server is not None and running is not None:
-            server.send_progress_text(text, running.node_id)
+        if running is None:
+            return
+        from server import PromptServer  # only a running ComfyUI can import it
+
+        PromptServer.instance.send_progress_text(text, running.node_id)
 
     def progress(self, total: int) -> ComfyProgress:
         """Return a bar over `total` steps for the node that is running."""

@@ -103,8 +103,8 @@ def test_the_lists_are_those_of_pyproject(install: ModuleType) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert set(install.CORE) == set(project["dependencies"])
-    assert set(install.DEMO) == {*install.CORE, *extras["train"]}
-    assert set(install.TEST) == {*install.DEMO, *extras["test"]} - {"lorasmith[train]"}
+    assert set(install.DEMO) == {*install.CORE, *extras["train"], *extras["demo"]} - {"lorasmith[train]"}
+    assert set(install.TEST) == {*install.DEMO, *extras["test"]} - {"lorasmith[demo]"}
 
 
 def test_a_host_is_asked_to_install_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,6 +174,22 @@ def test_each_node_says_what_it_is_and_has_a_page(catalog: tuple[Node, ...]) -> 
 
 def test_no_help_page_lacks_its_node(catalog: tuple[Node, ...]) -> None:
     assert {path.stem for path in (ROOT / "web/docs").iterdir()} == {node.id for node in catalog}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_example_workflows_know_the_nodes_as_they_are(path: Path, catalog: tuple[Node, ...]) -> None:
+    known = {node.id: node for node in catalog}
+    used = [
+        node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"].startswith("Lorasmith")
+    ]
+    assert used and path.with_suffix(".jpg").is_file()
+    for node in used:
+        widgets = [one for one in known[node["type"]].inputs if not isinstance(one, Socket)]
+        named = node.get("widgets_values_named", {})
+        assert list(named) == [one.id for one in widgets]
+        assert list(named.values()) == node.get("widgets_values", [])
+        fixed = [one for one in widgets if isinstance(one, Choice) and not callable(one.options)]
+        assert all(named[one.id] in one.options for one in fixed)
 
 
 def test_lists_are_asked_for_anew(host: FakeHost, catalog: tuple[Node, ...]) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 64  # of the text encoder, and of the UNet's cross attention
-SCENES = 12_000
-STEPS = 2_800
+SCENES = 10_000
+STEPS = 2_400
 BATCH = 32
-RATE = 1.2e-3
+RATE = 1.5e-3
 
 
 @dataclass(frozen=True, eq=False)

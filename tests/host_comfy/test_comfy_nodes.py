@@ -43,6 +43,11 @@ def test_every_node_is_there_with_tooltips_and_help(comfy: Comfy, root: Path) ->
         assert page == (root / "web/docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
+def test_the_example_workflows_are_offered(comfy: Comfy, root: Path) -> None:
+    offered = comfy.call("/workflow_templates")["lora.smith-1.2"]
+    assert sorted(offered) == sorted(path.stem for path in (root / "example_workflows").glob("*.json"))
+
+
 def test_load_scale_merge_apply_and_sample(comfy: Comfy, base: Path) -> None:
     graph = {
         **loader(),
