@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -141,20 +142,17 @@ def _known(group: Mapping[str, Tensor], names: Mapping[str, Any]) -> str | None:
 def _conflict(name: str, group: Mapping[str, Tensor], weights: Weights, id: str) -> Conflict | None:
     places = {key: keymap(id).place(key) for key in group}
     roles = {place.role: tuple(group[key].shape) for key, place in places.items() if place}
-    shape = shape_of(roles)
-    weight = weights.shapes.get(_weight(weights.names[name]))
-    if shape is None or weight is None or not isinstance(weights.names[name], str):
+    shape, named = shape_of(roles), weights.names[name]
+    weight = weights.shapes.get(named) if isinstance(named, str) else None  # a part of a fused weight has no shape here
+    if shape is None or weight is None:
         return None
-    return None if _padded(shape, weight) == _padded(weight, shape) else Conflict(name, tuple(shape), weight)
+    return None if _matrix(shape) == _matrix(weight) else Conflict(name, tuple(shape), weight)
 
 
-def _weight(named: Any) -> str:
-    return named if isinstance(named, str) else str(named[0])
-
-
-def _padded(shape: Sequence[int | None], other: Sequence[int | None]) -> list[int | None]:
-    """Return the shape with trailing ones up to the other's length: a 1x1 convolution is a linear layer."""
-    return [*shape, *[1] * (len(other) - len(shape))]
+def _matrix(shape: Sequence[int | None]) -> tuple[int, int]:
+    """Return a weight's rows and columns as a matrix: ComfyUI reshapes, and its own trainer stores kernels flat."""
+    sizes = [size or 0 for size in shape]
+    return sizes[0], prod(sizes[1:])
 
 
 def _first_problem(found: Fit) -> str:

@@ -294,6 +294,11 @@ def test_layers_of_another_shape_are_refused_or_left_out(host: FakeHost, lora: A
     assert all("to_q" in name for name in host.patches[0][0])
 
 
+def test_a_kernel_that_is_stored_flat_fits(host: FakeHost) -> None:
+    flat = adapter(("denoiser", "input_blocks.0.0"), shape=(320, 4 * 3 * 3))
+    assert actions.apply_lora(host, flat, 1, 1, model="MODEL").text == "1 of 1 modules match"
+
+
 def test_layers_without_a_place_are_counted(host: FakeHost, lora: Adapter) -> None:
     weights = host.weights("MODEL", None)
     less = {name: weight for name, weight in weights.names.items() if not name.endswith("to_q")}

@@ -15,7 +15,7 @@ ORANGE: Colour = (240, 140, 40)
 NAVY: Colour = (40, 40, 110)
 BROWN: Colour = (110, 60, 30)
 
-DOTS: tuple[Point, ...] = ((-0.58, -0.25), (0.0, -0.62), (0.58, -0.25), (0.02, -0.16))  # on the cap, in its half widths
+DOTS: tuple[Point, ...] = ((-0.56, -0.3), (0.0, -0.62), (0.56, -0.3))  # on the cap, in its half widths
 
 
 def mushroom(canvas: Canvas, centre: Point, size: float, rng: np.random.Generator) -> None:
@@ -32,7 +32,7 @@ def mushroom(canvas: Canvas, centre: Point, size: float, rng: np.random.Generato
     )
     canvas.slice((x, y), size, size * 1.05, 180, 360, vary(RED, rng, 6))
     for dx, dy in DOTS:
-        canvas.ellipse((x + dx * size, y + dy * size), size * 0.17, size * 0.17, WHITE)
+        canvas.ellipse((x + dx * size, y + dy * size), size * 0.2, size * 0.2, WHITE)
 
 
 def house(canvas: Canvas, centre: Point, size: float, rng: np.random.Generator) -> None:
@@ -87,8 +87,8 @@ def pictures(subject: Subject) -> list[tuple[Image.Image, str]]:
 
 def _picture(subject: Subject, background: str, rng: np.random.Generator) -> tuple[Image.Image, str]:
     canvas = Canvas(vary(PALETTE[background], rng))
-    size = float(rng.uniform(18, 25))
-    slack = (SIDE / 2 - size - 2) * 0.8
+    size = float(rng.uniform(20, 26))
+    slack = SIDE / 2 - size - 2
     centre = (SIDE / 2 + float(rng.uniform(-slack, slack)), SIDE / 2 + float(rng.uniform(-slack, slack)))
     subject.draw(canvas, centre, size, rng)
     return canvas.picture(), f"{subject.phrase} on a {background} background"

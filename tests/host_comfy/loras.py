@@ -76,6 +76,14 @@ def dense(seed: int) -> dict[str, Tensor]:
     return {key: (torch.randn(shape, generator=generator) * 0.01).half() for key, shape in shapes.items()}
 
 
+def native(seed: int) -> dict[str, Tensor]:
+    """Return a convolution whose kernel is stored flat, and a bias, as ComfyUI's own trainer writes them."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"lora_down.weight": (4, 320 * 9), "lora_up.weight": (320, 4), "diff_b": (320,)}
+    name = "diffusion_model.input_blocks.1.0.in_layers.2"
+    return {f"{name}.{part}": torch.randn(shape, generator=generator) * 0.01 for part, shape in shapes.items()}
+
+
 def sdxl() -> dict[str, Tensor]:
     """Return a layer that only SDXL has."""
     name = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
@@ -91,6 +99,7 @@ def write(folder: Path) -> None:
         "bf16": kohya(3, dtype=torch.bfloat16),
         "comfy-names": renamed(kohya(4)),
         "dense": dense(5),
+        "native": native(6),
         "sdxl": sdxl(),
         "wide": wide,
     }

@@ -30,7 +30,8 @@ def findings(host: Path, base: Path, root: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize(
-    ("name", "changed"), [("first", 225), ("second", 225), ("bf16", 225), ("comfy-names", 3), ("dense", 5)]
+    ("name", "changed"),
+    [("first", 225), ("second", 225), ("bf16", 225), ("comfy-names", 3), ("dense", 5), ("native", 2)],
 )
 def test_patched_weights_equal_those_of_the_hosts_own_loader(findings: dict, name: str, changed: int) -> None:
     assert findings[name] == {"equal": True, "changed": changed, "dtypes": ["torch.float16"]}
