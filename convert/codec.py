@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -89,14 +90,23 @@ def _layer(parts: Mapping[str, Tensor], target: Target, map: Keymap, scales: Sca
     for role in ("w_norm", "b_norm"):
         if role in parts:
             return Norm(parts[role])
-    rank = int(parts["down"].shape[0])
+    down, up = _unflattened(parts["down"], parts["up"], map.shape(target))
+    rank = int(down.shape[0])
     if "alpha" in parts:
         alpha = float(parts["alpha"].reshape(-1)[0]) if parts["alpha"].numel() else float(rank)
     else:
         part = map.family.component(target.component)
         prefix = (prefix_for(part, "diffusers") if part else None) or ""
         alpha = scales.alpha(prefix, map.name(target, "diffusers") or "", rank)
-    return LoRA(parts["down"], parts["up"], alpha, parts.get("mid"))
+    return LoRA(down, up, alpha, parts.get("mid"))
+
+
+def _unflattened(down: Tensor, up: Tensor, shape: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    """Give factors of a convolution their kernel back; ComfyUI's own trainer stores `down` as (rank, in * kernel)."""
+    flat = shape is not None and math.prod(shape[2:]) > 1 and down.shape[1:] == (math.prod(shape[1:]),)
+    if shape is None or not flat or up.dim() != 2:
+        return down, up
+    return down.reshape(-1, *shape[1:]), up[:, :, None, None]
 
 
 def _spelled(

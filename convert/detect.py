@@ -8,6 +8,7 @@ reported, never guessed.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,9 +116,11 @@ def shape_of(roles: Mapping[str, Sequence[int | None] | None]) -> list[int | Non
 
 
 def agree(shape: Sequence[int | None], expected: tuple[int, ...] | None) -> bool:
-    """Compare two shapes up to trailing 1x1 kernels; what is not known agrees with anything."""
+    """Compare two shapes up to trailing 1x1 kernels and flattened ones; what is not known agrees with anything."""
     if expected is None or not shape:
         return True
+    if len(shape) == 2 < len(expected) and shape[1] == math.prod(expected[1:]):
+        return shape[0] in (None, expected[0])
     width = max(len(shape), len(expected))
     pairs = zip((*shape, *[1] * (width - len(shape))), (*expected, *[1] * (width - len(expected))), strict=True)
     return all(a is None or a == b for a, b in pairs)

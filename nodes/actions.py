@@ -11,10 +11,11 @@ from torch import Tensor
 from .. import convert
 from ..convert.codec import decode, encode
 from ..convert.detect import detect
+from ..convert.proof import write_proved
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import FileProblem, UnknownFormat
 from ..lora_core.ops.merge import Weighted, merge
-from ..lora_core.ops.report import difference, relative_error
+from ..lora_core.ops.report import relative_error
 from ..lora_core.ops.scale import scale
 from .fit import fit, refuse_misfit
 from .paths import below, free_name
@@ -83,13 +84,12 @@ def merge_loras(
 
 
 def save_lora(host: Host, lora: Adapter, filename_prefix: str, format: str, dtype: str) -> Result:
-    """Write a LoRA below `output/loras` under a name that is still free, read it back and measure the difference."""
+    """Write a LoRA below `output/loras` under a name that is still free, once it is proved to do the same there."""
     folder = host.output_folder() / "loras"
     path = free_name(below(folder, filename_prefix), ".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    convert.write(lora, path, format, dtype=dtype)
-    error = difference(convert.read(path), lora).relative_error
-    report = f"{path.relative_to(folder.resolve()).as_posix()}: {summary(lora)}, {format} keys, {exactness(error)}"
+    proof = write_proved(lora, path, format, dtype=dtype)
+    error = exactness(proof.report.relative_error)
+    report = f"{path.relative_to(folder.resolve()).as_posix()}: {summary(lora)}, {format} keys, {error}"
     return Result((str(path), report), report)
 
 

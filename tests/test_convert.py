@@ -193,6 +193,16 @@ def test_linear_factors_of_a_convolution_get_its_dimensions_for_diffusers():
     assert {tensor.dim() for tensor in linear.values()} == {2}
 
 
+def test_flat_kernels_of_a_convolution_get_their_dimensions_back():
+    module = "diffusion_model.input_blocks.1.0.in_layers.2"
+    down, up = torch.randn(2, 320, 3, 3), torch.randn(320, 2)
+    tensors = {f"{module}.lora_down.weight": down.flatten(1), f"{module}.lora_up.weight": up}
+    adapter, match = loaded(tensors)
+    (layer,) = adapter.layers.values()
+    assert match.candidates == ("sd15", "sd21", "sdxl") and layer.shape == (320, 320, 3, 3)
+    assert torch.equal(layer.down, down) and torch.allclose(layer.delta().flatten(1), up @ down.flatten(1), atol=1e-4)
+
+
 def test_text_encoder_alone_fits_two_families_and_says_so():
     file = dump("kohya_sdxl_lora")
     tensors = {key: tensor for key, tensor in file.tensors.items() if key.startswith("lora_te1_")}

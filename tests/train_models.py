@@ -53,6 +53,7 @@ class TinyBackend:
 
     architecture, fingerprint, prediction = "sd15", "tiny-1", "epsilon"
     facts: Mapping[str, str] = {"device": "cpu"}
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, text_encoder: bool = False):
         generator = torch.Generator().manual_seed(3)

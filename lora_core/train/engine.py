@@ -100,7 +100,7 @@ class _Job:
         self.objective = Objective(backend.alphas_cumprod, backend.prediction, config.min_snr_gamma)
         self.validation = self._validation()
         self.identity = checkpoint.Identity(config, backend.fingerprint, self.plan.digest())
-        self.state = State.fresh(backend.denoiser.modules(), config)
+        self.state = State.fresh(backend.denoiser.modules(), config, backend.device, backend.dtype)
         self.facts: dict[str, Any] = {}  # what survives a resume beside the state
         self.saved = 0  # step of the last save
 

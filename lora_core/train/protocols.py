@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..adapter import Target
@@ -51,6 +52,14 @@ class Backend(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash that differs between models; part of cache keys and of what a resumed run must match."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes, and so where the factors live; its weights may rest elsewhere."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the denoiser computes in; its weights may be stored narrower."""
 
     @property
     def alphas_cumprod(self) -> Tensor:

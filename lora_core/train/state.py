@@ -47,11 +47,21 @@ class State:
     whole: bool = True  # False while an optimizer step is under way: nothing may be saved then
 
     @classmethod
-    def fresh(cls, modules: Mapping[Target, nn.Module], config: TrainConfig) -> State:
-        """Return the state before the first step."""
-        factors = create(modules, config.rank, config.alpha, config.seed)
-        half = any(getattr(module.weight, "dtype", None) == torch.float16 for module in modules.values())
-        scale = LossScale(2.0**16, active=True) if half else LossScale()
+    def fresh(
+        cls,
+        modules: Mapping[Target, nn.Module],
+        config: TrainConfig,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """Return the state before the first step.
+
+        `device` and `dtype` are those that the model computes on and in; None takes the modules' own. Only fp16 needs
+        its loss scaled.
+        """
+        factors = create(modules, config.rank, config.alpha, config.seed, device)
+        dtypes = {dtype} if dtype else {getattr(module.weight, "dtype", None) for module in modules.values()}
+        scale = LossScale(2.0**16, active=True) if torch.float16 in dtypes else LossScale()
         return cls(factors, _adamw(factors, config), scale)
 
     @property
