@@ -41,7 +41,9 @@ def decode(
         target: _layer({role: tensors[key] for role, key in roles.items()}, target, map, scales)
         for target, roles in match.layers.items()
     }
-    return Adapter(match.architecture, layers, dict(metadata), {key: tensors[key] for key in match.unknown})
+    idle = [roles["alpha"] for roles in match.layers.values() if "alpha" in roles and "down" not in roles]
+    extras = {key: tensors[key] for key in (*match.unknown, *idle)}  # a dense layer's alpha does nothing
+    return Adapter(match.architecture, layers, dict(metadata), extras)
 
 
 def encode(adapter: Adapter, format: str) -> dict[str, Tensor]:
@@ -93,7 +95,7 @@ def _layer(parts: Mapping[str, Tensor], target: Target, map: Keymap, scales: Sca
     down, up = _unflattened(parts["down"], parts["up"], map.shape(target))
     rank = int(down.shape[0])
     if "alpha" in parts:
-        alpha = float(parts["alpha"].reshape(-1)[0]) if parts["alpha"].numel() else float(rank)
+        alpha = float(parts["alpha"])
     else:
         part = map.family.component(target.component)
         prefix = (prefix_for(part, "diffusers") if part else None) or ""
@@ -215,10 +217,11 @@ def _refuse_ambiguity(match: Match, file: str | Path | None) -> None:
 
 
 def _refuse_incomplete(match: Match, file: str | Path | None) -> None:
-    if match.incomplete:
+    if match.faults:
+        key, fault = next(iter(match.faults.items()))
         raise UnknownFormat(
-            f"{_name(file)}: {len(match.incomplete)} keys belong to layers that lack a part, first "
-            f"{match.incomplete[0]!r}. The file is damaged or cut short: download or save it again",
+            f"{_name(file)}: {len(match.faults)} keys make no whole layer, first {key!r} ({fault}). "
+            f"Download or save the file again",
             file=file,
             incomplete=list(match.incomplete),
         )

@@ -17,22 +17,11 @@ from pathlib import Path
 from ..lora_core.adapter import Target
 from ..lora_core.errors import NotALoRA, UnknownFormat
 from .architectures import ARCHITECTURES, architecture
+from .faults import Shape, faults
 from .formats import FORMATS
 from .keymap import SAME, Keymap, Place, Spelling, keymap, looks_like_layer
 
-Shapes = Mapping[str, Sequence[int | None] | None]
-COMPLETE = (  # role sets that make a layer
-    frozenset({"down", "up"}),
-    frozenset({"down", "up", "alpha"}),
-    frozenset({"down", "up", "mid"}),
-    frozenset({"down", "up", "mid", "alpha"}),
-    frozenset({"diff"}),
-    frozenset({"diff", "alpha"}),
-    frozenset({"diff_b"}),
-    frozenset({"w_norm"}),
-    frozenset({"b_norm"}),
-)
-
+Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class Match:
@@ -44,11 +33,14 @@ class Match:
     formats: tuple[str, ...]
     places: Mapping[str, Place]  # key -> what it stands for
     unknown: tuple[str, ...] = ()  # keys that no table knows; carried through
-    unplaced: tuple[
-        str, ...
-    ] = ()  # those of them that belong to a layer, so that leaving them out would change the effect
-    incomplete: tuple[str, ...] = ()  # keys of layers that lack a part
+    unplaced: tuple[str, ...] = ()  # those of them that belong to a layer: left out, the effect would be another
+    faults: Mapping[str, str] = field(default_factory=dict)  # key that makes no whole layer -> what is wrong
     positions: Mapping[str, frozenset[str]] = field(default_factory=dict)  # classes counted by a positional file
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Return the keys that make no whole layer."""
+        return tuple(self.faults)
 
     @property
     def layers(self) -> dict[Target, dict[str, str]]:
@@ -86,7 +78,8 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None, file: str 
     best = candidates[0]
     places = found[best]
     unknown = tuple(key for key in shapes if key not in places)
-    unplaced = tuple(key for key in unknown if looks_like_layer(key) or keymap(best).foreign_suffix(key))
+    owners = {key: owner[0] for key in unknown if (owner := keymap(best).owner(key))}
+    unplaced = tuple(key for key in unknown if key in owners or looks_like_layer(key))
     if len(unplaced) > len(places):
         raise UnknownFormat.closest(file, _title(best, places), len(places), len(shapes), unplaced)
     formats = _formats({place.spelling for place in places.values()}, best)
@@ -98,18 +91,18 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None, file: str 
         places=places,
         unknown=unknown,
         unplaced=unplaced,
-        incomplete=_incomplete(places),
+        faults=faults(places, shapes, owners.values()),
         positions=positions,
     )
 
 
-def shape_of(roles: Mapping[str, Sequence[int | None] | None]) -> list[int | None] | None:
+def shape_of(roles: Mapping[str, Shape]) -> list[int | None] | None:
     """Return the shape of the weight that a layer's tensors make, None in places that are not known."""
     dense = roles.get("diff") or roles.get("w_norm")
     if dense:
         return list(dense)
     down, up = roles.get("down"), roles.get("up")
-    if not down or not up:
+    if not down or not up or len(down) < 2:
         return None
     kernel = roles.get("mid") or down
     return [size if size != -1 else None for size in (up[0], down[1], *kernel[2:])]
@@ -151,7 +144,7 @@ def _narrow(
 
 
 def _layer_shapes(places: Mapping[str, Place], shapes: Shapes) -> dict[Target, list[int | None]]:
-    roles: dict[Target, dict[str, Sequence[int | None] | None]] = defaultdict(dict)
+    roles: dict[Target, dict[str, Shape]] = defaultdict(dict)
     for key, place in places.items():
         roles[place.target][place.role] = shapes[key]
     return {target: shape for target, parts in roles.items() if (shape := shape_of(parts)) is not None}
@@ -191,13 +184,6 @@ def _explaining(spelling: Spelling) -> list[str]:
     ]
 
 
-def _incomplete(places: Mapping[str, Place]) -> tuple[str, ...]:
-    layers: dict[Target, dict[str, str]] = defaultdict(dict)
-    for key, place in places.items():
-        layers[place.target][place.role] = key
-    return tuple(key for roles in layers.values() if frozenset(roles) not in COMPLETE for key in roles.values())
-
-
 def _positions(metadata: Mapping[str, str]) -> dict[str, frozenset[str]]:
     """Read the class lists in a safeloras header, `{"unet": '["CrossAttention", "Attention"]'}`."""
     return {part: _classes(metadata[part]) for part in ("unet", "text_encoder") if part in metadata}
@@ -235,9 +221,8 @@ def _is_checkpoint(keys: Sequence[str]) -> bool:
     prefixes = tuple(
         f"{prefix}." for family in ARCHITECTURES for part in family.components for prefix in part.checkpoint
     )
-    own = sum(
-        key.startswith(prefixes) or any(map.foreign_suffix(key) in ("weight", "bias") for map in maps) for key in keys
-    )
+    suffixes = {key: {owner[1] for map in maps if (owner := map.owner(key))} for key in keys}
+    own = sum(key.startswith(prefixes) or bool(suffixes[key] & {"weight", "bias"}) for key in keys)
     plain = sum(key.endswith((".weight", ".bias")) and not looks_like_layer(key) for key in keys)
-    foreign = any((map.foreign_suffix(key) or "weight") not in ("weight", "bias") for map in maps for key in keys)
+    foreign = any(found - {"weight", "bias"} for found in suffixes.values())
     return own > len(keys) / 2 or (len(keys) > 100 and plain > 0.9 * len(keys) and not foreign)

@@ -102,8 +102,9 @@ def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtyp
     path = Path(path)
     if isinstance(format, Match) and format.format == "peft":
         format = "peft"  # its scales lie in configurations, which are written anew
+    tensors = tensors_for(adapter, format, dtype)
     configs = peft.configs_of(adapter, keymap(family_of(adapter))) if format == "peft" else {}
-    return Plan(path, tensors_for(adapter, format, dtype), metadata_for(adapter, path.stem), configs)
+    return Plan(path, tensors, metadata_for(adapter, path.stem), configs)
 
 
 def store_plan(plan: Plan, overwrite: bool = False) -> Path:

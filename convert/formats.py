@@ -21,6 +21,15 @@ COMMON_SUFFIXES = {  # the same in every dialect
     "b_norm": "b_norm",
 }
 
+# Suffixes of algorithms that have no layer type yet: a key that ends in one belongs to a layer.
+FOREIGN_SUFFIXES = (
+    *("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_B.bias", "scalar"),
+    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
+    *("oft_blocks", "oft_R.weight", "rescale", "boft_R", "boft_s", "ia3_l", "on_input"),
+    *("a1.weight", "a2.weight", "b1.weight", "b2.weight", "diff_m", "set_weight", "reshape_weight"),
+)
+
 # Namings that differ from a layout in a few words: (layout, ((ending or beginning, its replacement), ...)).
 PROCESSOR_ENDINGS = (  # Diffusers 0.12-0.21: the layers belonged to the attention processor; 0.17 named CLIP's so too
     (".to_q", ".processor.to_q_lora"),

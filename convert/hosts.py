@@ -229,7 +229,7 @@ DIFFUSERS = Host(
         Fact(False, "it cannot read layers that are only numbered", prefixes=("positional",), fatal=True),
         Fact(
             False,
-            "it stops at the 2-D factors of a 1x1 convolution with a size mismatch",
+            "it stops at the 2-D factors of a convolution with a size mismatch",
             marks=("flat-conv",),
             fatal=True,
         ),
@@ -332,14 +332,14 @@ def _verdict(
 ) -> dict[str, Any]:
     unread = {target: fact for target, look in looks.items() if not (fact := _fact(host, look)).reads}
     cautions = [caution for caution in host.cautions if caution.mark in marks]
+    if match.unplaced:
+        return {"loads": False, "why": f"not judged: {len(match.unplaced)} keys of its layers are in no table here"}
     if unread:
         return {"loads": False, "why": _refusal(host, match, unread, keys, _count(looks))}
     refused = next((caution for caution in cautions if not caution.loads), None)
     if refused:
         return {"loads": False, "why": refused.why}
     why = [f"reads all {_count(looks)} layers", *(caution.why.format(scale=scale) for caution in cautions)]
-    if match.unplaced:
-        why.append(f"not counting {len(match.unplaced)} keys that no table here knows")
     return {"loads": True, "why": ", ".join(why)}
 
 

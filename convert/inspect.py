@@ -22,6 +22,7 @@ from .detect import Match, detect
 from .formats import format_named
 from .hosts import HOSTS, header_alphas, verdicts
 from .keymap import keymap, looks_like_layer
+from .scales import PEFT_KEY
 from .words import base_model, trigger_words
 
 KINDS = {"down": "lora", "up": "lora", "diff": "full", "diff_b": "full", "w_norm": "norm", "b_norm": "norm"}  # by role
@@ -249,7 +250,9 @@ def _problems(info: Mapping[str, Any]) -> Iterator[str]:
     if health.get("zero_layers"):
         yield f"{health['zero_layers']} of {info['layers']} layers change nothing"
     if info["incomplete"]:
-        yield f"{len(info['incomplete'])} keys belong to layers that lack a part, first {info['incomplete'][0]!r}"
+        yield f"{len(info['incomplete'])} keys make no whole layer, first {info['incomplete'][0]!r}"
+    if info["format"] == "peft" and not any(key.endswith(PEFT_KEY) for key in info["metadata"]):
+        yield f"its strength is taken as 1: PEFT keeps it in {PEFT_KEY}, which is not beside it"
     unplaced = _unplaced(info)
     if unplaced:
         yield f"{len(unplaced)} keys of layers are not known, first {unplaced[0]!r}: it would act differently without"
@@ -257,7 +260,7 @@ def _problems(info: Mapping[str, Any]) -> Iterator[str]:
 
 def _unplaced(info: Mapping[str, Any]) -> list[str]:
     map = keymap(info["candidates"][0])
-    return [key for key in info["unknown_keys"] if looks_like_layer(key) or map.foreign_suffix(key)]
+    return [key for key in info["unknown_keys"] if looks_like_layer(key) or map.owner(key)]
 
 
 def _hosts(verdicts: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -285,10 +288,10 @@ def _next(info: Mapping[str, Any]) -> str:
     name, health, against = Path(info["file"]).name, info["health"] or {}, info["against"]
     if health.get("nan") or health.get("inf"):
         return "do not use it; get another copy, or an earlier state of the training"
-    if info["incomplete"]:
-        return "it cannot be used: it is damaged or cut short, download or save it again"
     if _unplaced(info):
         return f"it cannot be used here yet: see the keys with 'info --keys {name}'"
+    if info["incomplete"]:
+        return "it cannot be used: a layer is cut short, there twice or misshapen; download or save it again"
     if info["architecture"] is None and not against:
         return f"say which model it is for: 'info {name} --against MODEL' tells whether it fits"
     if health.get("zero_layers") == info["layers"]:

@@ -12,9 +12,10 @@ from functools import cache, lru_cache
 
 from ..lora_core.adapter import Target
 from .architectures import architecture
-from .formats import COMMON_SUFFIXES, FLAT_CLIP_BEGINNING, PROCESSOR_ENDINGS, SUFFIXES
+from .formats import COMMON_SUFFIXES, FLAT_CLIP_BEGINNING, FOREIGN_SUFFIXES, PROCESSOR_ENDINGS, SUFFIXES
 from .model import Architecture, Component, Module, expand, modules
 
+FOREIGN_ENDINGS = tuple(f".{suffix}" for suffix in FOREIGN_SUFFIXES)
 SAME = "same"  # the naming of a module that both layouts call alike
 POSITIONAL_CLASSES = frozenset({"CrossAttention", "Attention", "GEGLU", "CLIPAttention"})  # when the header names none
 
@@ -94,14 +95,14 @@ class Keymap:
                     return place
         return None
 
-    def foreign_suffix(self, key: str) -> str | None:
-        """Return what follows the full name of a module of this family in a key, or None when no module begins it."""
+    def owner(self, key: str) -> tuple[Target, str] | None:
+        """Return the module whose full name begins a key, and what follows it; None when no module does."""
         for prefix in self._prefixes:
             if key.startswith(prefix.text) and prefix.spelling.joiner != ":":
                 names = self._names[prefix.component, prefix.spelling.joiner]
                 for stem, suffix in _splits(key[len(prefix.text) :]):
                     if stem in names:
-                        return suffix
+                        return names[stem][0], suffix
         return None
 
     def spell(
@@ -249,7 +250,9 @@ def _parameter(target: Target, role: str) -> Target:
 
 
 def looks_like_layer(key: str) -> bool:
-    """Return whether a key ends in a low-rank layer's suffix, whatever the module before it."""
+    """Return whether a key ends in the suffix of a layer of any algorithm, whatever the module before it."""
+    if key.endswith(FOREIGN_ENDINGS):
+        return True
     return any(_read_suffix(suffix, "original") for _, suffix in _splits(key))
 
 

@@ -56,7 +56,7 @@ def config_beside(weights: Path) -> dict[str, str]:
     if not weights.name.startswith("adapter_model.") or not config.is_file():
         return {}
     try:
-        return {PEFT_KEY: config.read_text(encoding="utf-8")}
+        return {PEFT_KEY: config.read_text(encoding="utf-8-sig")}
     except (OSError, UnicodeDecodeError) as error:
         raise FileProblem(
             f"{config}: cannot be read ({error}). The scale of {weights.name} is in it", file=config
@@ -104,7 +104,11 @@ def write_folder(
         FileProblem: the folder is already there, or cannot be written.
     """
     if path.exists() and not overwrite:
-        raise FileProblem(f"{path}: already exists. Pass --force to replace it, or choose another name", file=path)
+        raise FileProblem(
+            f"{path}: already exists; choose another name or allow overwriting (--force on the command line)", file=path
+        )
+    if path.exists() and not (path.is_dir() and _is_ours(path)):
+        raise FileProblem(f"{path}: is not a folder of PEFT adapters, so it is not replaced; choose another", file=path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -128,16 +132,29 @@ def write_folder(
 
 
 def _put(building: Path, path: Path) -> None:
-    """Move a finished folder into place; files of a folder that is already there are replaced one by one."""
+    """Move a finished folder into place; one that is there makes way as a whole."""
+    building.chmod(0o755)
     if not path.exists():
-        building.chmod(0o755)
         building.rename(path)
         return
-    for file in sorted(building.rglob("*")):
-        if file.is_file():
-            goal = path / file.relative_to(building)
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(goal)
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)) / path.name
+    path.rename(old)
+    try:
+        building.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder holds PEFT adapters and nothing else."""
+    files = {WEIGHTS, LEGACY_WEIGHTS, PEFT_KEY, "README.md"}
+    return all(
+        entry.name in (FOLDERS if entry.is_dir() else files) and (not entry.is_dir() or _is_ours(entry))
+        for entry in folder.iterdir()
+    )
 
 
 def _part(key: str, configs: Mapping[str, str]) -> str:

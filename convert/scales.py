@@ -14,16 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..lora_core.errors import BadValues
+
 DIFFUSERS_KEY = "lora_adapter_metadata"
 PEFT_KEY = "adapter_config.json"
+PEFT_ALPHA = 8.0  # LoraConfig's default, for a configuration that says none
 LITERAL = re.compile(r"\^?[\w.]+")  # a pattern that is a plain name, which needs no expression to be matched
+COSTLY = re.compile(r"\)[*+?{]|(?:[*+{].*){4}|\\[1-9]")  # a file's expression must not be able to run for ever
 
 
 @dataclass(frozen=True)
 class Config:
     """The part of a PEFT configuration that decides scales."""
 
-    alpha: float | None = None
+    alpha: float = PEFT_ALPHA
     rslora: bool = False
     alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> lora_alpha
 
@@ -31,8 +35,6 @@ class Config:
         """Return the alpha for which alpha / rank is PEFT's scale for a module."""
         pattern = next((key for key in self.alphas if _matches(key, module)), None)
         alpha = self.alpha if pattern is None else self.alphas[pattern]
-        if alpha is None:
-            return float(rank)
         return alpha * math.sqrt(rank) if self.rslora else alpha
 
 
@@ -44,16 +46,20 @@ class Scales:
 
     @classmethod
     def read(cls, metadata: Mapping[str, str]) -> Scales:
-        """Collect what a header says; anything unreadable in it counts as absent."""
+        """Collect what a header says.
+
+        Raises:
+            BadValues: an entry that holds scales cannot be read: without it the strength would be wrong.
+        """
         configs: dict[str, Config] = {}
         for key, text in metadata.items():
             if key.endswith(PEFT_KEY):
-                configs[key[: -len(PEFT_KEY)].rstrip(".")] = _config(_object(text))
+                configs[key[: -len(PEFT_KEY)].rstrip(".")] = _config(_object(text, key), key)
         grouped: dict[str, dict[str, Any]] = {}
-        for name, value in _object(metadata.get(DIFFUSERS_KEY, "")).items():
+        for name, value in _object(metadata.get(DIFFUSERS_KEY, "{}"), DIFFUSERS_KEY).items():
             prefix, _, setting = name.rpartition(".")
             grouped.setdefault(prefix, {})[setting] = value
-        configs.update({prefix: _config(settings) for prefix, settings in grouped.items()})
+        configs.update({prefix: _config(settings, DIFFUSERS_KEY) for prefix, settings in grouped.items()})
         return cls(configs)
 
     def alpha(self, prefix: str, module: str, rank: int) -> float:
@@ -70,16 +76,17 @@ class Scales:
         return config.effective_alpha(module, rank) if config else float(rank)
 
 
-def _config(settings: Mapping[str, Any]) -> Config:
-    patterns = settings.get("alpha_pattern")
+def _config(settings: Mapping[str, Any], entry: str) -> Config:
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise _unreadable(entry, "its alpha_pattern is no table")
+    costly = next((pattern for pattern in patterns if not LITERAL.fullmatch(pattern) and COSTLY.search(pattern)), None)
+    if costly is not None:
+        raise _unreadable(entry, f"the pattern {costly[:60]!r} is too complicated to be safe")
     return Config(
-        alpha=_number(settings.get("lora_alpha")),
+        alpha=_number(settings.get("lora_alpha", PEFT_ALPHA), entry),
         rslora=settings.get("use_rslora") is True,
-        alphas={
-            key: number
-            for key, value in (patterns.items() if isinstance(patterns, dict) else ())
-            if (number := _number(value)) is not None
-        },
+        alphas={key: _number(value, entry) for key, value in patterns.items()},
     )
 
 
@@ -90,16 +97,27 @@ def _matches(pattern: str, module: str) -> bool:
     try:
         return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
     except re.error:
-        return module.endswith(pattern)
+        return False
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _object(text: str) -> dict[str, Any]:
+def _number(value: Any, entry: str) -> float:
     try:
-        value = json.loads(text) if text else {}
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an int of hundreds of digits
+        pass
+    raise _unreadable(entry, f"{str(value)[:40]!r} is no alpha")
+
+
+def _object(text: str, entry: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = None
+    if not isinstance(value, dict):
+        raise _unreadable(entry, "it is no JSON object")
+    return value
+
+
+def _unreadable(entry: str, why: str) -> BadValues:
+    return BadValues(f"{entry}: holds the LoRA's scale and cannot be read ({why}). Get the file or its folder again")

@@ -16,7 +16,15 @@ from lorasmith.convert.detect import detect
 from lorasmith.convert.formats import FORMATS, WRITABLE
 from lorasmith.convert.keymap import keymap
 from lorasmith.lora_core.adapter import Adapter, Target
-from lorasmith.lora_core.errors import AmbiguousFormat, BadConfig, NotALoRA, UnknownFormat, UnsupportedLayer
+from lorasmith.lora_core.errors import (
+    AmbiguousFormat,
+    BadConfig,
+    BadValues,
+    FileProblem,
+    NotALoRA,
+    UnknownFormat,
+    UnsupportedLayer,
+)
 from lorasmith.lora_core.layers import Full, LoRA, Norm
 
 # What the file's writer calls itself, against the dialect that the tables must find.
@@ -131,8 +139,9 @@ def test_scales_of_the_header_are_read_and_patterns_and_rslora_count():
         "attn1": 4.0,
         "attn2": 1.0,
     }
-    adapter, _ = loaded(tensors, {"lora_adapter_metadata": "not json"})
-    assert {layer.scale for layer in adapter.layers.values()} == {1.0}
+    without = {key: value for key, value in settings.items() if key != "unet.lora_alpha"}
+    adapter, _ = loaded(tensors, {"lora_adapter_metadata": json.dumps(without)})  # PEFT's own default is 8
+    assert {target.module.split(".")[-2]: layer.scale for target, layer in adapter.layers.items()}["attn1"] == 2.0
 
 
 def test_peft_config_beside_the_weights_gives_the_scale(tmp_path):
@@ -258,7 +267,7 @@ def test_an_up_without_its_down_is_named(tmp_path):
         lost.replace("lora_down.weight", "lora_up.weight"),
         lost.replace("lora_down.weight", "alpha"),
     }
-    with pytest.raises(UnknownFormat, match="2 keys belong to layers that lack a part"):
+    with pytest.raises(UnknownFormat, match="2 keys make no whole layer, first .*down is missing"):
         loaded(tensors)
 
 
@@ -302,8 +311,103 @@ def test_dumps_are_there():
     assert len(NAMES) >= 37 and Path(KEYS).is_dir()
 
 
-def test_a_header_that_is_no_good_json_counts_as_absent():
-    deep = "[" * 100_000
+@pytest.mark.parametrize(
+    "entry, text, why",
+    [
+        ("adapter_config.json", "[" * 100_000, "no JSON object"),
+        ("adapter_config.json", "[1]", "no JSON object"),
+        ("adapter_config.json", '{"r": 4, "lora_al', "no JSON object"),
+        ("lora_adapter_metadata", "not json", "no JSON object"),
+        ("adapter_config.json", '{"lora_alpha": "8"}', "'8' is no alpha"),
+        ("adapter_config.json", json.dumps({"lora_alpha": 10**400}), "is no alpha"),
+        ("adapter_config.json", '{"lora_alpha": 8, "alpha_pattern": [1]}', "no table"),
+        ("adapter_config.json", json.dumps({"alpha_pattern": {"(a?[a-z0-9_.]*)*X": 3}}), "too complicated"),
+    ],
+)
+def test_a_scale_that_cannot_be_read_is_refused_and_not_taken_for_1(entry, text, why):
+    with pytest.raises(BadValues, match=f"{entry}: holds the LoRA's scale and cannot be read .*{why}"):
+        loaded(dump("peft_sd15_lora").tensors, {entry: text})
+
+
+def test_patterns_are_expressions_as_in_peft_and_a_byte_order_mark_is_no_fault():
     tensors = dump("peft_sd15_lora").tensors
-    adapter, _ = loaded(tensors, {"adapter_config.json": deep, "lora_adapter_metadata": deep, "unet": deep})
-    assert {layer.scale for layer in adapter.layers.values()} == {1.0}
+    config = {"r": 2, "lora_alpha": 4, "alpha_pattern": {r".*attn2.*to_[kv]": 6}}
+    adapter, _ = loaded(tensors, {"adapter_config.json": "\ufeff" + json.dumps(config)})
+    scales = {target: layer.scale for target, layer in adapter.layers.items()}
+    assert all(
+        scale == (3.0 if "attn2.to_k" in t.module or "attn2.to_v" in t.module else 2.0) for t, scale in scales.items()
+    )
+
+
+Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+DOWN, UP = f"{Q}.lora_down.weight", f"{Q}.lora_up.weight"
+DOTTED = "base_model.model.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize(
+    "shapes, why",
+    [
+        ({DOWN: (320,), UP: (320, 4)}, "its down has the shape"),
+        ({DOWN: (), UP: (320, 4)}, "its down has the shape"),
+        ({DOWN: (0, 320), UP: (320, 0)}, "its down has the shape"),
+        ({DOWN: (4, 320), UP: (320, 8)}, "do not go together"),
+        ({DOWN: (4, 320), UP: (320, 4, 3, 3)}, "do not go together"),
+        ({DOWN: (4, 320), UP: (320, 4), f"{Q}.alpha": (2,)}, "its alpha has"),
+        ({DOWN: (4, 320), UP: (320, 4), f"{Q}.alpha": (0,)}, "its alpha has"),
+        (
+            {DOWN: (4, 320, 3, 1), UP: (320, 4), f"{Q}.lora_mid.weight": (4, 4, 3)},
+            "do not go together",
+        ),
+        (
+            {f"{stem}.lora_{way}.weight": (4, 320) if way == "down" else (320, 4)
+             for stem in (Q, Q.replace("lora_unet", "lycoris")) for way in ("down", "up")},
+            "there twice",
+        ),
+        (
+            {f"{DOTTED}.lora_{side}.{name}.weight": (4, 320) if side == "A" else (320, 4)
+             for name in ("default", "second") for side in "AB"},
+            "there twice",
+        ),
+        ({f"{DOTTED}.lora_A.a.weight": (4, 320), f"{DOTTED}.lora_B.b.weight": (320, 4)}, "different names"),
+    ],
+)  # fmt: skip
+def test_layers_that_are_not_whole_are_listed_and_refused(shapes, why):
+    match = detect(shapes, {})
+    assert set(match.incomplete) == set(shapes)
+    with pytest.raises(UnknownFormat, match=why):
+        loaded({key: torch.ones(shape) for key, shape in shapes.items()}, {"ss_base_model_version": "sd_v1"})
+
+
+def test_a_layer_of_another_algorithm_is_not_called_damaged_and_never_an_extra():
+    other = {f"{Q}.alpha": (), f"{Q}.oft_blocks": (4, 80, 80), "lora_unet_foo_bar.hada_w1_a": (4, 4)}
+    whole = {f"{Q[:-1]}v.lora_down.weight": (4, 320), f"{Q[:-1]}v.lora_up.weight": (320, 4)}
+    match = detect({**other, **whole}, {})
+    assert match.incomplete == () and match.unplaced == (f"{Q}.oft_blocks", "lora_unet_foo_bar.hada_w1_a")
+
+
+def test_a_dense_layers_alpha_rides_along():
+    tensors = {f"{Q}.diff": torch.ones(320, 320), f"{Q}.alpha": torch.tensor(3.0)}
+    adapter, match = loaded(tensors, {"ss_base_model_version": "sd_v1"})
+    assert encode_like(adapter, match).keys() == tensors.keys()
+
+
+def test_a_peft_folder_is_replaced_as_a_whole_and_no_other_folder_ever(tmp_path):
+    both = loaded(dump("kohya_sd15_lora").tensors)[0]
+    unet = Adapter("sd15", {t: layer for t, layer in both.layers.items() if t.component == "denoiser"})
+    convert.write(both, tmp_path / "p", "peft")
+    assert {t.component for t in convert.read(tmp_path / "p").layers} == {"denoiser", "clip_l"}
+    with pytest.raises(FileProblem, match="already exists"):
+        convert.write(unet, tmp_path / "p", "peft")
+    convert.write(unet, tmp_path / "p", "peft", overwrite=True)
+    assert {t.component for t in convert.read(tmp_path / "p").layers} == {"denoiser"}
+    (tmp_path / "p" / "notes.txt").write_text("mine")
+    with pytest.raises(FileProblem, match="not a folder of PEFT adapters"):
+        convert.write(unet, tmp_path / "p", "peft", overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p"] and (tmp_path / "p" / "notes.txt").exists()
+
+
+def test_dense_layers_are_refused_for_peft_in_one_line(tmp_path):
+    dense = Adapter("sd15", {Target("denoiser", "out.2"): Full(torch.ones(4, 320, 3, 3))})
+    with pytest.raises(UnsupportedLayer, match="cannot be said in the peft dialect"):
+        convert.write(dense, tmp_path / "p", "peft")
+    assert not list(tmp_path.iterdir())
