@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -19,14 +21,29 @@ TRAIN = ("diffusers", "transformers", "accelerate", "PIL")  # what training need
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status."""
     given = joined(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a console may lack the letters of a file's words
     try:
-        return run(given)
+        try:
+            return run(given)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         note("stopped")
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever read our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        return cut_off(error)
+
+
+def cut_off(error: OSError) -> int:
+    """Give up an output that takes no more, so that nothing is written to it at exit either; return the status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if error.errno == errno.EPIPE:  # whoever read it has enough
         return 0
+    return refused({"message": "no space left where the output goes; free some and run it again"}, as_json=False)
 
 
 def run(given: Sequence[str]) -> int:
@@ -35,9 +52,6 @@ def run(given: Sequence[str]) -> int:
     try:
         options = parser(given).parse_args(given)
         status: int = options.run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except LorasmithError as error:
         return refused(error.details(), as_json)
     except ModuleNotFoundError as error:
@@ -45,6 +59,8 @@ def run(given: Sequence[str]) -> int:
             raise
         return refused({"kind": "NotInstalled", "message": lacking(error.name), "file": None}, as_json)
     except OSError as error:
+        if error.filename is None:
+            raise
         message = f"{error.filename}: {error.strerror or error}; look at that path and run it again"
         return refused({"kind": "FileProblem", "message": message, "file": error.filename}, as_json)
     return status

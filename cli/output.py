@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,16 +14,41 @@ BAR = 30  # characters
 def refused(details: Mapping[str, Any], as_json: bool) -> int:
     """Tell what is wrong, where and what next: a line on stderr, or an object on stdout; return the status, 2."""
     if as_json:
-        print(json.dumps({"error": details}))
+        print(json_text({"error": details}))
         return 2
-    line = " ".join(str(details["message"]).split())
-    print(f"lorasmith: error: {line}", file=sys.stderr)
+    note(f"error: {details['message']}")
     return 2
 
 
 def note(text: str) -> None:
     """Write a line beside the result."""
-    print(f"lorasmith: {text}", file=sys.stderr)
+    print(f"lorasmith: {escaped(' '.join(text.split()))}", file=sys.stderr)
+
+
+def escaped(text: str) -> str:
+    r"""Return text with what cannot be seen spelled out: names in a file must not steer a terminal or forge a line.
+
+    >>> escaped("é\x1b[2J")
+    'é\\x1b[2J'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON; numbers that JSON has no word for become null.
+
+    >>> json_text({"error": float("inf")})
+    '{"error": null}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress(event: Mapping[str, Any]) -> None:

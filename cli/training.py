@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .output import note, progress
+from .output import json_text, note, progress
 
 Emit = Callable[[Mapping[str, Any]], None]
 
@@ -50,10 +49,10 @@ def events_to(target: str | None) -> Iterator[Emit]:
     if target is None:
         yield lambda event: None
     elif target == "-":
-        yield lambda event: print(json.dumps(event), flush=True)
+        yield lambda event: print(json_text(event), flush=True)
     else:
         with open(target, "a", encoding="utf-8") as stream:
-            yield lambda event: print(json.dumps(event), file=stream, flush=True)
+            yield lambda event: print(json_text(event), file=stream, flush=True)
 
 
 @contextmanager

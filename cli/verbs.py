@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from .output import refused
+from .output import escaped, json_text, refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,14 +25,14 @@ def info(options: Namespace) -> int:
 
     results = [facts_of(file, options) for file in options.FILE]
     if options.json:
-        print(json.dumps(results if len(results) > 1 else results[0], indent=2))
+        print(json_text(results if len(results) > 1 else results[0], indent=2))
     for result in () if options.json else results:
         if "error" in result:
             refused(result["error"], as_json=False)
         else:
             print(inspect.text(result))
         for key, what in result.get("keys", {}).items():
-            print(f"  {key}  {what['dtype']} {what['shape']}")
+            print(f"  {escaped(key)}  {what['dtype']} {what['shape']}")
     return 2 if any("error" in result for result in results) else 0
 
 
@@ -50,14 +49,14 @@ def facts_of(file: str, options: Namespace) -> dict[str, Any]:
 
 def convert(options: Namespace) -> int:
     """Write a LoRA in another program's key format, and check that it still does the same."""
-    from ..convert import load, write
+    from ..convert import load
     from ..lora_core.ops.merge import Weighted
 
+    check_output(options)
     source = load(options.IN)
-    if not options.trust:
-        return said("converted", written(source.adapter, [Weighted(source.adapter)], options.to, options), options)
-    out = write(source.adapter, options.OUT, options.to, dtype=options.dtype, overwrite=options.force)
-    return said("converted", facts_about(source.adapter, out, options.to, None), options)
+    if options.trust:
+        return said("converted", written_unproved(source.adapter, options), options)
+    return said("converted", written(source.adapter, [Weighted(source.adapter)], options.to, options), options)
 
 
 def scale(options: Namespace) -> int:
@@ -66,6 +65,7 @@ def scale(options: Namespace) -> int:
     from ..lora_core.ops import scale
     from ..lora_core.ops.merge import Weighted
 
+    check_output(options)
     source = load(options.IN)
     result = scale.scale(source.adapter, options.strength, options.text_encoder)
     wanted = [Weighted(source.adapter, options.strength, options.text_encoder)]
@@ -78,6 +78,7 @@ def merge(options: Namespace) -> int:
     from ..convert.formats import WRITABLE
     from ..lora_core.ops import merge
 
+    check_output(options)
     parts = [part_of(text) for text in options.FILE]
     sources = [load(name) for name, _, _ in parts]
     wanted = [
@@ -102,6 +103,17 @@ def part_of(text: str) -> tuple[str, float, float | None]:
     return name, strength, text_encoder
 
 
+def check_output(options: Namespace) -> None:
+    """Raise, before anything is read, for an OUT that is there and for a FORMAT or dtype that does not exist."""
+    from ..convert.files import tensors_for
+    from ..lora_core import store
+    from ..lora_core.adapter import Adapter
+
+    tensors_for(Adapter(None, {}), options.to or "kohya", options.dtype)  # an adapter of no layers fits all there is
+    if not options.force:
+        store.refuse_existing(options.OUT)
+
+
 def written(result: Adapter, wanted: list[Weighted], format: str | Match, options: Namespace) -> dict[str, Any]:
     """Write a result, and return what a reader of the file finds, with its error against what was wanted."""
     from ..convert.proof import write_proved
@@ -111,10 +123,25 @@ def written(result: Adapter, wanted: list[Weighted], format: str | Match, option
     return facts_about(proof.adapter, proof.path, proof.match.format, relative_error(proof.adapter, wanted))
 
 
+def written_unproved(result: Adapter, options: Namespace) -> dict[str, Any]:
+    """Write a result without a comparison, and return its facts; values that are no finite numbers are refused."""
+    from ..convert.files import plan, store_plan
+    from ..lora_core.errors import BadValues
+    from ..lora_core.ops.health import finite, refuse_bad_values
+
+    refuse_bad_values(result, options.IN)
+    planned = plan(result, options.OUT, options.to, options.dtype)
+    bad = next((key for key, tensor in planned.tensors.items() if not finite(tensor)), None)
+    if bad is not None:
+        message = f"{options.OUT}: not written, {bad!r} is too large as {options.dtype}; choose bf16 or fp32"
+        raise BadValues(message, file=options.OUT)
+    return facts_about(result, store_plan(planned, options.force), options.to, None)
+
+
 def facts_about(adapter: Adapter, out: Path, format: str, report: Report | None) -> dict[str, Any]:
     """Return the JSON of a verb that writes; the errors are None where nothing was measured."""
     return {
-        "layers": len(adapter.layers),
+        "layers": len({(target.component, target.module) for target in adapter.layers}),
         "rank": max((getattr(layer, "rank", 0) for layer in adapter.layers.values()), default=0),
         "relative_error": report and report.relative_error,
         "per_block": report and report.grouped(block),
@@ -128,7 +155,7 @@ def said(what: str, facts: dict[str, Any], options: Namespace) -> int:
     """Print the result's line, or the facts as JSON."""
     error = error_text(facts["relative_error"])
     line = f"{what} {facts['layers']} layers, rank {facts['rank']}, relative error {error}"
-    print(json.dumps(facts) if options.json else line)
+    print(json_text(facts) if options.json else line)
     return 0
 
 

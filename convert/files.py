@@ -12,16 +12,16 @@ from torch import Tensor
 from ..lora_core import hashes, store
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import BadConfig, UnknownFormat
+from ..lora_core.ops.provenance import STALE
 from . import peft
 from .architectures import architecture
 from .codec import decode, encode, encode_like, exact_cast, family_of
 from .detect import Match, detect
 from .formats import WRITABLE
 from .keymap import keymap
-from .scales import DIFFUSERS_KEY, PEFT_KEY
+from .scales import PEFT_KEY
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-STALE = (DIFFUSERS_KEY, "sshs_model_hash", "sshs_legacy_hash", "ss_output_name", "modelspec.hash_sha256")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .formats import format_named
 from .hosts import HOSTS, header_alphas, verdicts
 from .keymap import keymap, looks_like_layer
 from .scales import PEFT_KEY
-from .words import base_model, trigger_words
+from .words import base_model, one_line, trigger_words
 
 KINDS = {"down": "lora", "up": "lora", "diff": "full", "diff_b": "full", "w_norm": "norm", "b_norm": "norm"}  # by role
 WEBUIS = ("comfyui", "a1111", "forge")  # hosts that kohya files suit
@@ -97,7 +97,7 @@ def info(
 def text(info: Mapping[str, Any]) -> str:
     """Return `info`'s result for people: what the file is, whether it fits, what is wrong, what to do next."""
     lines = [
-        f"{Path(info['file']).name}: a LoRA for {_family(info)}, {_dialect(info)}",
+        f"{_name(info)}: a LoRA for {_family(info)}, {_dialect(info)}",
         f"  {_inside(info)}",
         *(f"  {line}" for line in _about(info)),
         *([f"  {_fit(info['against'])}"] if info["against"] else []),
@@ -243,6 +243,10 @@ def _about(info: Mapping[str, Any]) -> Iterator[str]:
         yield f"Also inside: {len(others)} keys that belong to no layer and are carried along, first {others[0]!r}"
 
 
+def _name(info: Mapping[str, Any]) -> str:
+    return one_line(Path(info["file"]).absolute().name)
+
+
 def _problems(info: Mapping[str, Any]) -> Iterator[str]:
     health = info["health"] or {}
     if health.get("nan") or health.get("inf"):
@@ -285,7 +289,7 @@ def _fit(against: Mapping[str, Any]) -> str:
 
 def _next(info: Mapping[str, Any]) -> str:
     """Say the one thing to do, the gravest trouble first."""
-    name, health, against = Path(info["file"]).name, info["health"] or {}, info["against"]
+    name, health, against = _name(info), info["health"] or {}, info["against"]
     if health.get("nan") or health.get("inf"):
         return "do not use it; get another copy, or an earlier state of the training"
     if _unplaced(info):

@@ -122,6 +122,8 @@ def write_folder(
             store.save(building / part / WEIGHTS, own, metadata)
             (building / part / PEFT_KEY).write_text(config, encoding="utf-8")
         _put(building, path)
+    except FileProblem as error:  # name the folder that was asked for, not the one under construction
+        raise FileProblem(error.message.replace(str(building), str(path)), file=path) from None
     except OSError as error:
         raise FileProblem(
             f"{path}: cannot be written ({error.strerror}). Free some space or choose another folder", file=path

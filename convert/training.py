@@ -25,7 +25,7 @@ def train(config: TrainConfig, resume: bool = False, stop: Stop = never) -> Iter
     if config.format not in WRITABLE:
         raise BadConfig(f"config: 'format' is {config.format!r}; choose one of {', '.join(WRITABLE)}", key="format")
     backend = open_backend(config, diffusers_names)
-    yield from run(config, backend, writer(config, backend.prediction), resume, stop)
+    yield from run(config, backend, writer(config, backend.prediction), resume, stop, cuts=backend.cuts)
 
 
 def diffusers_names(architecture: str, component: str) -> Mapping[str, Target]:

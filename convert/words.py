@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ SIDECARS = (".json", ".civitai.info", ".metadata.json")  # what replaces the fil
 MOST_TAGS = 5  # of a tag count, at most so many become trigger words
 LARGEST_SIDECAR = 8 << 20  # bytes; a larger one is something else
 REPEATS = re.compile(r"\d+_(.+)")  # sd-scripts' picture folders: "10_sks dog"
+UNSEEN = ("Cc", "Cs")  # control characters, and halves of characters
+REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # letters that turn the ones after them round
 NOTHING = frozenset({"", "none", "null", "unknown", "undefined", "other"})
 
 
@@ -115,14 +118,24 @@ def base_model(metadata: Mapping[str, str], path: str | Path | None = None) -> s
 
 def _values(sources: Sequence[Source], metadata: Mapping[str, str], path: str | Path | None) -> Iterator[str]:
     tables: dict[str, Any] = {HEADER: metadata}
-    if path is not None:
+    if path is not None and not Path(path).is_dir():
         tables.update({suffix: _sidecar(Path(path).with_suffix(suffix)) for suffix in SIDECARS})
     for source in sources:
         for value in _below(tables.get(source.sidecar), source.path):
             for word in source.read(value):
-                clean = word.strip().strip(",").strip()
+                clean = one_line(word).strip(",").strip()
                 if clean.casefold() not in NOTHING:
                     yield clean
+
+
+def one_line(text: str) -> str:
+    r"""Return text as one line to be read: whitespace collapsed, and without what would steer a terminal.
+
+    >>> one_line(" ink\n  Next: run it\x1b[2J")
+    'ink Next: run it[2J'
+    """
+    kept = (letter for letter in " ".join(text.split()) if unicodedata.category(letter) not in UNSEEN)
+    return "".join(letter for letter in kept if letter not in REORDERING)
 
 
 def _below(value: Any, path: tuple[str, ...]) -> Iterator[Any]:

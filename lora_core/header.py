@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from torch import Tensor
 from .errors import BadConfig, FileProblem, UnsupportedLayer
 
 MAX_HEADER = 100_000_000  # bytes; the safetensors package refuses longer headers
+MAX_DIMENSIONS = 64  # torch computes with no more
+MAX_VALUES = 1 << 48  # of one tensor, its sizes of 0 aside; far beyond any file, and far inside torch's own numbers
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,20 @@ class Header:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
 
+def usable(path: str | Path) -> Path:
+    """Return the path; raises FileProblem for a text that no system takes for one."""
+    try:
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    except UnicodeEncodeError:  # half a character
+        pass
+    raise FileProblem(f"{str(path)!r}: no file can have such a name; choose another one", file=path)
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading; what the system refuses, now or while it is read, is raised as FileProblem."""
+    usable(path)
     try:
         with path.open("rb") as file:
             yield file
@@ -206,18 +219,28 @@ def _parse(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def _entry(key: str, row: Any, path: Path) -> _Entry:
     fields = row if isinstance(row, dict) else {}
     dtype, shape, span = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
-    if shape is None or span is None or len(span) != 2:
+    if shape is None or not fits_torch(shape) or span is None or len(span) != 2:
         raise _damaged(path, f"describes {key!r} without a shape and a place")
-    if dtype not in _BY_NAME:
+    if not isinstance(dtype, str) or dtype not in _BY_NAME:
         raise FileProblem(f"{path.name}: {key!r} has the unknown dtype {dtype!r}", file=path)
     if span[1] - span[0] != math.prod(shape) * _BY_NAME[dtype].bits // 8:
         raise _damaged(path, f"gives {key!r} a place that does not fit its shape")
-    return _Entry(str(dtype), shape, span[0], span[1])
+    return _Entry(dtype, shape, span[0], span[1])
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
     fits = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
     return tuple(value) if fits else None
+
+
+def fits_torch(shape: Sequence[int]) -> bool:
+    """Tell whether torch can hold a shape of whole numbers from 0; it multiplies the sizes even where one is 0.
+
+    >>> fits_torch((2**40, 2**40, 0))
+    False
+    """
+    small = len(shape) <= MAX_DIMENSIONS and max(shape, default=0) <= MAX_VALUES
+    return small and math.prod(size or 1 for size in shape) <= MAX_VALUES
 
 
 def _tiled(entries: Mapping[str, _Entry], path: Path) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from .unpickler import Record, Storage, Unpickler
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_DEPTH = 8  # of dicts and lists inside one another
+_MAX_NAMES = 20_000_000  # characters in all names; a list may hold another one many times over
 _BROKEN = (  # what Python's unpickler raises on bytes that are no sound pickle
     pickle.UnpicklingError,
     EOFError,
@@ -117,21 +118,29 @@ def _contents(value: Any, path: Path) -> Contents:
         value = [value]
     records: dict[str, Record] = {}
     texts: dict[str, str] = {}
-    _collect(value, (), path, records, texts)
+    left = _MAX_NAMES
+    for at, item in _inside(value, ()):
+        name = ".".join(at)
+        left -= 1 + len(name)
+        if left < 0:
+            raise FileProblem(f"{path.name}: lists more entries than any model has; it was not loaded", file=path)
+        if isinstance(item, Record):
+            records[name] = item
+        elif isinstance(item, (str, int, float)):
+            texts[name] = str(item)
+        elif item is not None and not _opens(item, at):
+            what = f"holds {type(item).__name__!r} at {name!r} where weights belong; it was not loaded"
+            raise UnsafeFile(f"{path.name}: {what}", file=path)
     return Contents(records, texts)
 
 
-def _collect(value: Any, at: tuple[str, ...], path: Path, records: dict[str, Record], texts: dict[str, str]) -> None:
-    """Sort a nested value into `records` and `texts`; keys are joined by dots, places in a list count from 0."""
-    if isinstance(value, Record):
-        records[".".join(at)] = value
-    elif isinstance(value, (dict, list, tuple)) and len(at) < _MAX_DEPTH:
+def _inside(value: Any, at: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield a value and everything in it, each with its place: keys of dicts, and in lists numbers from 0."""
+    yield at, value
+    if _opens(value, at):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _collect(item, (*at, str(key)), path, records, texts)
-    elif isinstance(value, (str, int, float)):
-        texts[".".join(at)] = str(value)
-    elif value is not None:
-        raise UnsafeFile(
-            f"{path.name}: holds {type(value).__name__!r} at {'.'.join(at)!r} where weights belong; it was not loaded",
-            file=path,
-        )
+            yield from _inside(item, (*at, str(key)))
+
+
+def _opens(value: Any, at: tuple[str, ...]) -> bool:
+    return isinstance(value, (dict, list, tuple)) and len(at) < _MAX_DEPTH

@@ -19,7 +19,18 @@ from torch import Tensor
 from . import pickle_reader
 from .errors import FileProblem
 from .hashes import autov2, autov3, legacy_hash, model_hash, sha256, with_hashes
-from .header import MAX_HEADER, Header, Layout, dtype_name, layout, opened, read_header, read_tensors, tensor_bytes
+from .header import (
+    MAX_HEADER,
+    Header,
+    Layout,
+    dtype_name,
+    layout,
+    opened,
+    read_header,
+    read_tensors,
+    tensor_bytes,
+    usable,
+)
 
 __all__ = [
     "Header",
@@ -31,6 +42,7 @@ __all__ = [
     "legacy_hash",
     "load",
     "model_hash",
+    "refuse_existing",
     "save",
     "sha256",
     "with_hashes",
@@ -92,13 +104,14 @@ def header(path: str | Path) -> Header:
 def save(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, overwrite: bool = False
 ) -> Path:
-    """Write a safetensors file whole or not at all, and return its path.
+    """Write a safetensors file whole or not at all, and return its path as it was given.
 
     The bytes go to a temporary file in the same folder (made when missing), are flushed to the disk and then take the
     name in one step; without `overwrite` a file that came to be meanwhile is left alone. Whatever interrupts the
     writing, the temporary file is removed. Tensors may share memory or lie in any order or place.
     Raises FileProblem, BadConfig (metadata that is not text) and UnsupportedLayer (a dtype that the format lacks).
     """
+    path = usable(path)
     target = Path(os.path.realpath(path))  # a link stays a link
     plan = layout(tensors, {**(metadata or {}), "format": "pt"})
     if not tensors:
@@ -114,7 +127,15 @@ def save(
         with suppress(OSError):
             temporary.unlink()
     _flush_folder(target.parent)
-    return target
+    return path
+
+
+def refuse_existing(path: str | Path) -> None:
+    """Raise FileProblem where something has that name; before long work, for `save` looks again in its last step."""
+    if os.path.isdir(path):
+        raise FileProblem(f"{path}: already exists and is a folder; name a file inside it, or a new folder", file=path)
+    if os.path.exists(path):
+        raise _exists(Path(path))
 
 
 def _is_safetensors(start: bytes, path: Path) -> bool:
@@ -140,8 +161,8 @@ def _is_safetensors(start: bytes, path: Path) -> bool:
 def _refuse(target: Path, overwrite: bool) -> None:
     if target.is_dir():
         raise FileProblem(f"{target}: is a folder; name a file inside it", file=target)
-    if target.exists() and not overwrite:
-        raise _exists(target)
+    if not overwrite:
+        refuse_existing(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnsafeFile
-from .header import TORCH_DTYPES
+from .header import MAX_VALUES, TORCH_DTYPES, fits_torch
 
 
 class _Inert:
@@ -128,6 +128,8 @@ def _record(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> R
         raise pickle.UnpicklingError("a tensor without storage or dtype")
     if not _natural(offset, *shape, *stride) or len(shape) != len(stride) or storage.nbytes % dtype.itemsize:
         raise pickle.UnpicklingError("a tensor without shape")
+    if not fits_torch(shape) or max(offset, *stride, 0) > MAX_VALUES:
+        raise pickle.UnpicklingError("a tensor of a shape that torch cannot hold")
     count, size = storage.nbytes // dtype.itemsize, math.prod(shape)
     last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
     if size and (last >= count or size > count):

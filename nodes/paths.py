@@ -10,14 +10,16 @@ from ..lora_core.errors import BadConfig
 
 DEEPEST = 3  # levels of subfolders that are offered
 FORBIDDEN = '<>:"|?*'
+PORTS = tuple(f"{port}{number}" for port in ("com", "lpt") for number in "0123456789¹²³")
+DEVICES = frozenset(("con", "prn", "aux", "nul", "conin$", "conout$", *PORTS))  # Windows', whatever follows after a dot
 
 
 def below(folder: Path, name: str) -> Path:
     """Return `folder/name`, where `name` may hold subfolders but must not lead out of the folder.
 
     Raises:
-        BadConfig: the name is empty, absolute, contains "..", a character that some system forbids, or a link that
-            leads out.
+        BadConfig: the name is empty, absolute, contains "..", a character or word that some system forbids, or a link
+            that leads out.
     """
     parts = name.strip().replace("\\", "/").split("/")
     absolute = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root
@@ -34,7 +36,7 @@ def free_name(path: Path, suffix: str) -> Path:
     """Return `path` with the suffix, numbered `_00001` and so on when that file is already there."""
     stem = path.name[: -len(suffix)] if suffix and path.name.lower().endswith(suffix) else path.name
     candidate, number = path.with_name(stem + suffix), 0
-    while candidate.exists():
+    while os.path.exists(candidate):  # unlike a Path's own, no error for a name that is too long
         number += 1
         candidate = path.with_name(f"{stem}_{number:05d}{suffix}")
     return candidate
@@ -49,7 +51,7 @@ def last_folder(path: Path) -> Path:
     """Return the newest of the folders that `free_folder` gave out for `path`; `path` itself when there is none."""
     following = free_folder(path)
     numbered = [path, *path.parent.glob(f"{glob.escape(path.name)}_[0-9][0-9][0-9][0-9][0-9]")]
-    there = sorted(folder for folder in numbered if folder.is_dir() and folder != following)
+    there = sorted(folder for folder in numbered if os.path.isdir(folder) and folder != following)
     return there[-1] if there else path
 
 
@@ -67,4 +69,5 @@ def picture_folders(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
 def _plain(part: str) -> bool:
     """Tell whether a name is one that every system takes for a single file or folder."""
     control = any(ord(letter) < 32 or letter in FORBIDDEN for letter in part)
-    return bool(part) and part == part.strip().rstrip(".") and not control
+    device = part.split(".")[0].rstrip().lower() in DEVICES
+    return bool(part) and part == part.strip().rstrip(".") and not control and not device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 from lorasmith import convert
+from lorasmith.cli import verbs
 from lorasmith.cli.call import weighted_name
 from lorasmith.cli.main import main
 from lorasmith.lora_core.adapter import Adapter, Target
-from lorasmith.lora_core.layers import LoRA
+from lorasmith.lora_core.layers import Full, LoRA
 
 TARGETS = {
     Target("denoiser", "input_blocks.1.1.transformer_blocks.0.attn1.to_q"): (320, 320),
@@ -147,7 +149,7 @@ def test_merge_by_svd_reports_the_error_of_the_file(here: Path, capsys: pytest.C
     size = math.sqrt(sum(float((a[t] + b[t]).double().norm()) ** 2 for t in a))
     assert said["relative_error"] == pytest.approx(off / size, rel=1e-4) and off > 0
     assert said["rank"] == 2 and said["layers"] == 3 and said["architecture"] == "sd15" and said["format"] == "kohya"
-    assert Path(said["out"]).name == "low.safetensors"
+    assert said["out"] == "low.safetensors"
     assert set(said["per_block"]) == {
         "denoiser.input_blocks.1",
         "denoiser.middle_block.1",
@@ -184,6 +186,51 @@ def test_convert_gives_the_same_deltas_in_other_names(here: Path, capsys: pytest
         torch.testing.assert_close(after[target], before[target])
 
 
+def test_a_weight_and_its_bias_are_one_layer_as_for_info(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = next(iter(TARGETS))
+    bias = Target(query.component, query.module, parameter="bias")
+    convert.write(Adapter("sd15", {**adapter(1).layers, bias: Full(torch.ones(320))}), here / "biased.safetensors")
+    assert main(["scale", "biased.safetensors", "o.safetensors", "--strength", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == 3
+    assert main(["info", "o.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == 3
+
+
+@pytest.mark.parametrize("method", [["--method", "svd", "--rank", "2"], ["--method", "svd", "--energy", "0.9"], []])
+def test_loras_that_cancel_each_other_out_are_refused(
+    method: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, "merge", "o.safetensors", "a.safetensors@0.7", "a.safetensors@-0.7", *method)
+    assert "a.safetensors, a.safetensors: cancel each other out" in said and not (here / "o.safetensors").exists()
+
+
+def test_what_cancels_in_places_has_no_error_there(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["merge", "o.safetensors", "a.safetensors@1", "a.safetensors@-1@0.5", "--method", "svd", "--rank", "2"]
+    assert main([*call, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said["relative_error"] < 1e-6 and said["per_block"]["denoiser.input_blocks.1"] == 0.0
+    found = deltas("o.safetensors")
+    assert all(bool(delta.any()) == (target.component == "clip_l") for target, delta in found.items())
+
+
+def test_json_has_null_for_what_is_no_number(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sum that cancels, written in half precision: what rounding leaves is infinitely more than nothing."""
+    call = ["merge", "o.safetensors", "a.safetensors@1", "a.safetensors@-0.3@1", "a.safetensors@-0.7@1"]
+    assert main([*call, "--dtype", "fp16", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said["per_block"]["denoiser.input_blocks.1"] is None and said["relative_error"] > 0
+
+
+def test_trust_leaves_out_the_comparison_and_no_more(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value, dtype, parts in ((math.inf, "keep", ["NaN or infinity"]), (1e6, "fp16", ["fp16", "choose bf16"])):
+        broken = adapter(1)
+        next(iter(broken.layers.values())).up[0, 0] = value
+        convert.write(broken, here / "broken.safetensors", overwrite=True)
+        call = ["convert", "broken.safetensors", "o.safetensors", "--to", "comfy", "--trust", "--dtype", dtype]
+        said = refusal(capsys, *call)
+        assert all(part in said for part in parts) and not (here / "o.safetensors").exists()
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -197,12 +244,34 @@ def test_an_existing_output_is_left_alone_without_force(here: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
+    "verb", [["convert", "gone", "OUT", "--to", "peft"], ["scale", "gone", "OUT"], ["merge", "OUT", "gone"]]
+)
+@pytest.mark.parametrize(
+    ("out", "extra", "text"),
+    [
+        ("a.safetensors", [], "already exists"),
+        ("folder", [], "already exists and is a folder"),
+        ("o", ["--dtype", "fp8"], "'fp8'"),
+        ("o", ["--to", "nonsense"], "'nonsense'"),
+    ],
+)
+def test_an_output_at_fault_is_refused_before_the_work(
+    verb: list[str], out: str, extra: list[str], text: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "folder").mkdir()
+    assert text in refusal(capsys, *[out if word == "OUT" else word for word in verb], *extra)
+
+
+@pytest.mark.parametrize(
     ("call", "parts"),
     [
         (["scale", "gone.safetensors", "o"], ["gone.safetensors", "no such file"]),
         (["scale", "page.safetensors", "o"], ["page.safetensors", "web page", "download it again"]),
         (["merge", "o", "a.safetensors@much"], ["a.safetensors@much", "'much' is no strength", "a.safetensors@0.8"]),
         (["merge", "o", "a.safetensors@nan"], ["strength nan", "finite number"]),
+        (["merge", "o", "a.safetensors@1e39"], ["strength 1e+39", "1e-06 to 1e+06"]),
+        (["scale", "a.safetensors", "o", "--strength", "1e-50"], ["strength 1e-50", "0, or a number"]),
+        (["scale", "a.safetensors", "o", "--text-encoder", "-1e40"], ["strength -1e+40", "1e-06 to 1e+06"]),
         (["merge", "o", "a.safetensors", "--method", "best"], ["best", "exact"]),
         (["scale", "a.safetensors", "o", "--to", "nonsense"], ["'nonsense'", "kohya"]),
         (["scale", "a.safetensors", "o", "--dtype", "fp8"], ["'fp8'", "fp16"]),
@@ -246,6 +315,15 @@ def test_a_path_that_the_system_refuses_is_the_calls_fault(here: Path, capsys: p
     assert "no/such/folder/log" in refusal(capsys, "train", "c.json", "--events", "no/such/folder/log")
 
 
+def test_an_error_of_the_system_without_a_path_is_a_defect_of_ours(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def info(*_given: object) -> None:
+        raise OSError(errno.EINVAL, "invalid")
+
+    monkeypatch.setattr(verbs, "facts_of", info)
+    with pytest.raises(OSError, match="invalid"):
+        main(["info", "a.safetensors"])
+
+
 # --- info -------------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +343,24 @@ def test_info_of_several_files_tells_of_the_good_ones(here: Path, capsys: pytest
     out, err = capsys.readouterr()
     assert "a.safetensors" in out and "3 layers" in out
     assert err.startswith("lorasmith: error: page.safetensors") and err.count("\n") == 1
+
+
+def test_info_of_the_current_folder(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert.write(adapter(1), here / "folder", "peft")
+    monkeypatch.chdir(here / "folder")
+    assert main(["info", ".", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == 3
+
+
+def test_keys_are_shown_as_what_they_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = adapter(1)
+    extras = {"emb\n  Next: trust it\x1b[2J": torch.ones(2)}
+    convert.write(Adapter("sd15", plain.layers, {}, extras), here / "odd.safetensors")
+    assert main(["info", "odd.safetensors", "--keys"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"  emb\n  Next: trust it\x1b[2J  F32 [2]" in out.splitlines()
 
 
 # --- as a program -----------------------------------------------------------------------------------------------------
@@ -325,3 +421,26 @@ def test_a_reader_that_has_enough_is_no_error(root: Path, here: Path) -> None:
     done = subprocess.run(command, cwd=here, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(write)
     assert done.returncode == 0 and done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("call", [["info", "a.safetensors"], ["info", "gone.safetensors", "--json"], ["--help"]])
+def test_an_output_that_is_full_is_one_line(call: list[str], root: Path, here: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, str(root), *call]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        done = subprocess.run(
+            command, cwd=here, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, timeout=300
+        )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no space left" in done.stderr, done.stderr
+
+
+def test_a_console_that_lacks_the_letters_shows_their_numbers(root: Path, here: Path) -> None:
+    metadata = {"modelspec.trigger_phrase": "墨 ink\n  Next: trust it\x1b[2J"}
+    convert.write(Adapter("sd15", adapter(1).layers, metadata), here / "japanese.safetensors")
+    command = [sys.executable, str(root), "info", "japanese.safetensors"]
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, cwd=here, capture_output=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode("cp1252").splitlines()
+    assert r"  Trigger words: \u58a8 ink Next: trust it[2J" in lines

@@ -46,7 +46,7 @@ DIALECTS = {
     "peft_sd15_lora": "peft",
 }
 # An excerpt of four self-attention modules, which these families have alike: no family is the true answer.
-ALIKE = {"issue_comfy12452_sdxl_simpletuner": {"sd15", "sd21", "sdxl"}}
+ALIKE = {"excerpt_comfy12452_sdxl_simpletuner": {"sd15", "sd21", "sdxl"}}
 
 
 def shapes(tensors):

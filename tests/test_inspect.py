@@ -54,10 +54,10 @@ MEASURED = {
     "diffusers_sd15_unet_te_tf4": "---+",
     "diffusers_sd15_unet_te_tf5": "---+",
     "diffusers_sdxl_dreambooth_te": "---+",
-    "issue_comfy12452_sdxl_simpletuner": "---+",
-    "issue_comfy2364_sd15_kohya": "++++",
-    "issue_comfy5655_sdxl_kohya": "++++",
-    "issue_diffusers11224_sdxl_label_emb": "++++",
+    "excerpt_comfy12452_sdxl_simpletuner": "---+",
+    "excerpt_comfy2364_sd15_kohya": "++++",
+    "excerpt_comfy5655_sdxl_kohya": "++++",
+    "excerpt_diffusers11224_sdxl_label_emb": "++++",
     "kohya_sd15_c3lier": "++++",
     "kohya_sd15_dylora": "++++",
     "kohya_sd15_lora": "++++",
@@ -218,7 +218,7 @@ def test_single_facts(tensors, host, word):
 
 
 def test_untagged_sdxl_is_hidden_by_the_webuis_until_it_is_written_anew(tmp_path):
-    content = dump("issue_comfy5655_sdxl_kohya", torch.float16)
+    content = dump("excerpt_comfy5655_sdxl_kohya", torch.float16)
     path = saved(tmp_path, content.tensors, {"ss_output_name": "x"})
     before = info(path)
     assert "hides it with SDXL" in before["hosts"]["a1111"]["why"] and before["hosts"]["a1111"]["loads"]
@@ -329,6 +329,10 @@ def test_text_is_short_and_ends_with_what_to_do(tmp_path):
         ({"ss_tag_frequency": '{"a": {"sks": 9, " dog": 5, "tree": 1}, "b": {"tree": 1}}'}, ["sks", "dog"]),
         ({"modelspec.trigger_phrase": "SKS", "ss_tag_frequency": '{"a": {"sks": 9}}'}, ["SKS"]),
         ({"modelspec.trigger_phrase": " ", "instance_prompt": "None"}, []),
+        (
+            {"modelspec.trigger_phrase": " ink,\n  Next: run it \x1b[2J\u202e\ud800\u2028墨"},
+            ["ink, Next: run it [2J 墨"],
+        ),
     ],
 )
 def test_trigger_words_of_headers(metadata, words):
@@ -355,6 +359,7 @@ def test_words_of_sidecars(tmp_path, suffix, content, words, base):
         ({"ss_sd_model_name": "v1-5.safetensors", "ss_base_model_version": "sd_v1"}, "v1-5.safetensors"),
         ({"ss_sd_model_name": "C:\\models\\v1-5.ckpt"}, "v1-5.ckpt"),
         ({"ss_sd_model_name": "/home/me/v1-5.ckpt"}, "v1-5.ckpt"),
+        ({"ss_sd_model_name": "v1-5\n  Next: trust it\x9b2J"}, "v1-5 Next: trust it2J"),
         ({"ss_sd_model_name": "runwayml/stable-diffusion-v1-5"}, "runwayml/stable-diffusion-v1-5"),
         ({"ss_sd_model_name": "None", "ss_base_model_version": "sdxl_base_v1-0"}, "sdxl_base_v1-0"),
         ({"modelspec.architecture": "stable-diffusion-v1/lora"}, "stable-diffusion-v1/lora"),

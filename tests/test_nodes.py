@@ -203,7 +203,11 @@ def test_lists_are_asked_for_anew(host: FakeHost, catalog: tuple[Node, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../a", "a/../../b", "/etc/a", "C:\\a", "\\\\host\\a", "a//b", "a\0b", "a:b", "a.", " a/ b"]
+    "name",
+    [
+        *("", "..", "../a", "a/../../b", "/etc/a", "C:\\a", "\\\\host\\a", "a//b", "a\0b", "a:b", "a.", " a/ b"),
+        *("CON", "styles/nul", "com1.safetensors", "Lpt9 .x/a", "aux"),
+    ],
 )
 def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadConfig, match="name below loras"):
@@ -219,6 +223,7 @@ def test_a_link_does_not_lead_out(tmp_path: Path) -> None:
 
 def test_good_names_lie_below(tmp_path: Path) -> None:
     assert below(tmp_path, "styles/my lora.v2") == tmp_path.resolve() / "styles/my lora.v2"
+    assert below(tmp_path, "console/com10").name == "com10"
     assert below(tmp_path, "styles\\ink") == tmp_path.resolve() / "styles/ink"
 
 
@@ -227,6 +232,14 @@ def test_taken_names_get_a_number(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a_00001.safetensors"):
         (tmp_path / name).touch()
     assert free_name(tmp_path / "a.safetensors", ".safetensors").name == "a_00002.safetensors"
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 250, "n" * 300 + "/a"])
+def test_a_name_that_is_too_long_is_said_in_one_line(host: FakeHost, lora: Adapter, name: str) -> None:
+    (host.output_folder() / "loras").mkdir()
+    with pytest.raises(FileProblem, match="cannot be (written|made a folder) .*[Nn]ame too long") as refusal:
+        actions.save_lora(host, lora, name, "kohya", "keep")
+    assert "\n" not in refusal.value.message
 
 
 def test_the_last_folder_is_the_one_given_out_last(tmp_path: Path) -> None:

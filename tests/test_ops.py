@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -119,6 +120,14 @@ def test_a_strength_that_is_no_number_is_refused() -> None:
             scale(adapter(0), strength)
         with pytest.raises(BadConfig, match="give a finite number"):
             merge([Weighted(adapter(0), 1, strength)])
+
+
+@pytest.mark.parametrize("strength", [1e40, -1e7, 1e-7, -1e-50])
+def test_a_strength_that_no_file_can_hold_is_refused_by_name(strength: float) -> None:
+    with pytest.raises(BadConfig, match=f"^strength {re.escape(f'{strength:g}')}: .* 0, or a number from 1e-06 to 1e"):
+        scale(adapter(0), 1, strength)
+    with pytest.raises(BadConfig, match="is beyond what a file can hold"):
+        merge([Weighted(adapter(0), strength)])
 
 
 # --- exact merge ----------------------------------------------------------------------------------------------------
@@ -267,6 +276,36 @@ def test_an_svd_merge_invents_no_rank() -> None:
     assert twice.layers[LINEAR].rank == 4
     fat = Adapter("sd15", {POINT: lora((16, 16, 1, 1), 30, 0)})
     assert merge([Weighted(fat)], "svd", rank=64).layers[POINT].rank == 16
+
+
+def test_layers_that_cancel_out_become_zero_and_not_noise() -> None:
+    source = adapter(0, dtype=torch.float16)
+    bias = Target("denoiser", "attn.to_q", parameter="bias")
+    dense = Adapter("sd15", {**source.layers, bias: Full(torch.randn(24))})
+    parts = [Weighted(dense), Weighted(source, -0.3, text_encoder=1), Weighted(source, -0.7, text_encoder=1)]
+    for arguments in ({"rank": 2}, {"energy": 0.9}):
+        result = merge(parts, "svd", **arguments)
+        assert not result.layers[CONV].delta().any() and result.layers[CONV].shape == SHAPES[CONV]
+        report = relative_error(result, parts)
+        assert report.per_target[CONV] == report.per_target[LINEAR] == 0.0 and report.worst < 1
+    exact = relative_error(merge(parts), parts)
+    assert exact.per_target[CONV] == 0.0 and exact.worst < 1e-6
+    noise = Adapter("sd15", {CONV: lora(SHAPES[CONV], 1, 0)})
+    assert relative_error(noise, parts).per_target[CONV] == math.inf
+
+
+@pytest.mark.parametrize("arguments", [{}, {"method": "svd", "rank": 2}, {"method": "svd", "energy": 0.9}])
+def test_a_sum_that_is_zero_everywhere_is_refused(arguments: dict[str, object]) -> None:
+    source = Adapter(
+        "sd15", {**adapter(0).layers, Target("denoiser", "norm"): Norm(torch.randn(8))}, adapter(0).metadata
+    )
+    with pytest.raises(BadConfig, match="^style0, adapter: cancel each other out at these strengths") as refusal:
+        merge([Weighted(source), Weighted(scale(source, 0.3), -1 / 0.3)], **arguments)
+    assert "\n" not in refusal.value.message
+    nearly = [Weighted(source), Weighted(source, -1 + 1e-5)]
+    assert relative_error(merge(nearly, **arguments), nearly).relative_error < 1
+    idle = [Weighted(scale(source, 0)), Weighted(scale(source, 0), 2)]  # nothing cancels where nothing is
+    assert relative_error(merge(idle, **arguments), idle).relative_error == 0.0
 
 
 # --- what merging refuses -------------------------------------------------------------------------------------------

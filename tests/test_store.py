@@ -142,10 +142,17 @@ BAD_HEADERS = {
     "not a table": b'{"a": 1}',
     "deep": b'{"a":' + b"[" * 100_000,
     "no dtype": b'{"a":{"shape":[1],"data_offsets":[0,4]}}',
+    "dtype in a list": b'{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}',
+    "dtype a table": b'{"a":{"dtype":{},"shape":[1],"data_offsets":[0,4]}}',
     "unknown dtype": b'{"a":{"dtype":"F7","shape":[1],"data_offsets":[0,4]}}',
     "negative": b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}',
     "wrong size": b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
     "overflow": b'{"a":{"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]}}',
+    "size beyond torch": b'{"a":{"dtype":"F32","shape":[9223372036854775808,0],"data_offsets":[0,0]},'
+    b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+    "count beyond torch": b'{"a":{"dtype":"F32","shape":[1099511627776,1099511627776,0],"data_offsets":[0,0]},'
+    b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+    "dimensions beyond torch": b'{"a":{"dtype":"F32","shape":[' + b"1," * 64 + b'1],"data_offsets":[0,4]}}',
     "hole": b'{"a":{"dtype":"F16","shape":[1],"data_offsets":[2,4]}}',
     "overlap": b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},'
     b'"b":{"dtype":"U8","shape":[1],"data_offsets":[3,4]}}',
@@ -193,6 +200,15 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     for function in (store.sha256, store.autov2, store.autov3):
         with pytest.raises(FileProblem, match="no such file"):
             function(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "a\ud800.safetensors"])
+def test_names_that_no_system_takes_are_refused(tmp_path: Path, name: str) -> None:
+    assert "no file can have such a name" in refused(FileProblem, tmp_path / name)
+    with pytest.raises(FileProblem, match="no file can have such a name"):
+        store.save(tmp_path / name, {"a": torch.ones(1)})
+    with pytest.raises(FileProblem, match="no file can have such a name"):
+        store.sha256(tmp_path / name)
 
 
 # --- atomic writing -------------------------------------------------------------------------------------------------
@@ -320,7 +336,7 @@ def test_the_file_has_the_permissions_of_any_new_file_and_a_link_stays_a_link(tm
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     link = tmp_path / "link.safetensors"
     link.symlink_to(path)
-    store.save(link, {"a": torch.zeros(1)}, overwrite=True)
+    assert store.save(link, {"a": torch.zeros(1)}, overwrite=True) == link
     assert link.is_symlink() and float(store.load(path).tensors["a"]) == 0
 
 
@@ -455,6 +471,9 @@ TAMPERED = {
     "reaches outside": VIEW + b"K\x03K\x02\x85K\x01\x85tR.",
     "negative offset": VIEW + b"J\xff\xff\xff\xffK\x02\x85K\x01\x85tR.",
     "huge by stride 0": VIEW + b"K\x00J\x00\x00\x00\x40\x85K\x00\x85tR.",
+    "size beyond torch": VIEW + b"K\x00\x8a\x09" + bytes(8) + b"\x01K\x00\x86K\x01K\x01\x86tR.",
+    "count beyond torch": VIEW + b"K\x00" + 2 * (b"\x8a\x06" + bytes(5) + b"\x01") + b"K\x00\x87K\x01K\x01K\x01\x87tR.",
+    "step beyond torch": VIEW + b"K\x00K\x01\x85\x8a\x09" + bytes(8) + b"\x01\x85tR.",
     "not a storage": b"\x80\x02" + TENSOR + b"(K\x01K\x00K\x02\x85K\x01\x85tR.",
     "unbound memo": b"\x80\x02h\x07.",
     "no end": b"\x80\x02}",
@@ -476,6 +495,19 @@ def test_data_other_than_weights_is_refused(tmp_path: Path) -> None:
     endless: list[object] = []
     endless.append(endless)
     assert "'list'" in refused(UnsafeFile, torch_file(tmp_path / "b.pt", endless))
+
+
+def test_lists_that_hold_each_other_many_times_over_are_refused_soon(tmp_path: Path) -> None:
+    value: object = []
+    for _ in range(7):
+        value = [value] * 12  # a few hundred bytes in the file
+    message = refused(FileProblem, zip_of(tmp_path / "a.pt", pickle.dumps(value, protocol=2)))
+    assert message == "a.pt: lists more entries than any model has; it was not loaded"
+
+
+def test_a_tensor_of_no_values_is_read_whatever_its_strides(tmp_path: Path) -> None:
+    sound = zip_of(tmp_path / "a.pt", VIEW + b"K\x63K\x00K\x02\x86J\xff\xff\xff\x7fK\x09\x86tR.", {"0": bytes(16)})
+    assert store.load(sound).tensors["0"].shape == (0, 2)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

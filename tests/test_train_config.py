@@ -51,13 +51,20 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ({"scheduler": "cosin"}, "config: 'scheduler' is 'cosin'; choose one of constant, linear, cosine"),
         ({"resolution": 500}, "config: 'resolution' is 500; it must be a multiple of 8"),
         ({"name": "a/b"}, "config: 'name' is 'a/b'; it must be a file name without folders"),
-        ({"class_data": "c"}, "config: 'class_data' needs 'class_prompt', the caption of its pictures"),
         ({"sample_every": 5}, "config: 'sample_every' needs 'validation_prompt', the previews' prompt"),
         (
             {"report_to": ["wandb"]},
             "config: 'report_to' is ['wandb']; no tracker is built in, read OUT/log.jsonl instead",
         ),
         ({"model": None}, "config: 'model' is missing; add 'model': PATH"),
+        (
+            {"rank": 10**400},
+            "config: 'rank' has too many digits; it must be a whole number below 1.84e+19",
+        ),
+        (
+            {"learning_rate": -(10**5000)},
+            "config: 'learning_rate' has too many digits; it must be a number below 1.84e+19",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(keys: dict[str, Any], message: str) -> None:
@@ -69,9 +76,10 @@ def test_mistakes_are_told_in_one_line(keys: dict[str, Any], message: str) -> No
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="cannot be read"):
         TrainConfig.from_json(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(BadConfig, match=r"bad\.json: not JSON"):
-        TrainConfig.from_json(tmp_path / "bad.json")
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(BadConfig, match=r"bad\.json: not JSON"):
+            TrainConfig.from_json(tmp_path / "bad.json")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(BadConfig, match="one JSON object"):
         TrainConfig.from_json(tmp_path / "list.json")

@@ -15,7 +15,7 @@ from train_models import TinyBackend, config, pictures
 from lorasmith.lora_core.errors import BadDataset, BadValues
 from lorasmith.lora_core.train import rng
 from lorasmith.lora_core.train.cache import Cache
-from lorasmith.lora_core.train.data import Picture, Plan, View, class_manifest, manifest, plan, tag_counts
+from lorasmith.lora_core.train.data import Picture, Plan, View, manifest, plan, tag_counts
 from lorasmith.lora_core.train.pictures import corner, load, pixels, size_of
 from lorasmith.lora_core.train.protocols import Moments
 
@@ -43,6 +43,7 @@ def test_missing_caption_names_the_picture_and_the_way_out(tmp_path: Path) -> No
     ("line", "message"),
     [
         ("{", "metadata.jsonl, line 1: not JSON"),
+        ("[" * 100_000, "metadata.jsonl, line 1: not JSON"),
         ('{"file_name": "a.png"}', "metadata.jsonl, line 1: a line must look like"),
         ('{"file_name": "z.png", "text": "z"}', "metadata.jsonl, line 1: 'z.png' is not in the folder"),
     ],
@@ -87,11 +88,23 @@ def test_pictures_are_seen_as_people_see_them(tmp_path: Path) -> None:
     turned.save(tmp_path / "turned.png", exif=exif)
     assert load(tmp_path / "turned.png").size == size_of(tmp_path / "turned.png") == (2, 4)
     assert load(tmp_path / "turned.png").getpixel((1, 0)) == (255, 255, 255)
-    Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    assert load(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
+    for name in ("deep.png", "deep.tiff"):
+        for deep, shallow in ((0x8000, 128), (0x00C0, 1), (0xFFFF, 255)):
+            Image.fromarray(np.full((2, 2), deep, dtype=np.uint16)).save(tmp_path / name)
+            assert load(tmp_path / name).getpixel((0, 0)) == (shallow,) * 3
     for mode in ("L", "P", "CMYK", "1"):
         Image.new(mode, (2, 2)).save(tmp_path / "other.tiff")
         assert load(tmp_path / "other.tiff").mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_whose_white_is_not_known_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.ones((2, 2), dtype=kind)).save(tmp_path / "a.tiff")
+    for read in (size_of, load):
+        with pytest.raises(BadDataset) as caught:
+            read(tmp_path / "a.tiff")
+        what = "holds floats or 32-bit numbers, which do not say what white is; save it with 8 or 16 bits"
+        assert caught.value.message == f"{tmp_path / 'a.tiff'}: {what}"
 
 
 def test_pixels_are_cut_along_the_long_side(tmp_path: Path) -> None:
@@ -140,7 +153,8 @@ def test_random_crops_and_flips_take_all_their_values() -> None:
 
 def test_class_pictures_follow_the_instance_pictures(tmp_path: Path) -> None:
     pictures(tmp_path / "data", {"a": "me", "b": "me too"})
-    pictures(tmp_path / "class", {"x": "", "y": "", "z": ""})
+    for caption in pictures(tmp_path / "class", {"x": "", "y": "", "z": ""}).glob("*.txt"):
+        caption.unlink()
     keys = {"class_data": str(tmp_path / "class"), "class_prompt": "a cat", "batch_size": 2}
     data = plan(config(tmp_path, **keys))
     (views,) = data.views(0)
@@ -150,10 +164,22 @@ def test_class_pictures_follow_the_instance_pictures(tmp_path: Path) -> None:
     assert batch.weights.tolist() == [0.5, 0.5, 0.25, 0.25]  # mean(instance) + 0.5 * mean(class)
 
 
+def test_class_pictures_keep_captions_of_their_own(tmp_path: Path) -> None:
+    pictures(tmp_path / "data", {"a": "me"})
+    pictures(tmp_path / "class", {"x": "a black cat"})
+    for prompt in ("a cat", None):
+        data = plan(config(tmp_path, class_data=str(tmp_path / "class"), class_prompt=prompt))
+        assert [picture.caption for picture in data.priors] == ["a black cat"]
+    (tmp_path / "class" / "x.txt").unlink()
+    with pytest.raises(BadDataset, match="x.png: no caption; .* or set 'class_prompt'"):
+        plan(config(tmp_path, class_data=str(tmp_path / "class")))
+
+
 def test_empty_class_folder_is_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "data", {"a": "me"})
     (tmp_path / "class").mkdir()
     with pytest.raises(BadDataset, match="class: no pictures"):
-        class_manifest(tmp_path / "class", "a cat")
+        plan(config(tmp_path, class_data=str(tmp_path / "class"), class_prompt="a cat"))
 
 
 def test_digest_tells_contents_captions_and_roles_apart(tmp_path: Path) -> None:

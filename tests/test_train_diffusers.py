@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,14 @@ def test_a_missing_tokenizer_says_what_to_set(tmp: Path, monkeypatch: pytest.Mon
         tokenizer_for(None, "tokenizer", beside=tmp / "model.safetensors")
 
 
+def test_a_tokenizer_that_is_not_there_is_told_in_one_line(tmp: Path, pipelines: Mapping[str, Path]) -> None:
+    file = as_checkpoint(pipelines["sd15"], tmp / "sd15.safetensors")
+    (tmp / "configs").mkdir()
+    (tmp / "configs/sd15").symlink_to(pipelines["sd15"])
+    with pytest.raises(FileProblem, match=r"^/nofolder: cannot be loaded \(.*\); set 'tokenizer' to a folder"):
+        diffusers_load._from_file(file, "/nofolder", tmp / "configs")
+
+
 def test_a_tokenizer_beside_the_checkpoint_is_found(tmp: Path, pipelines: Mapping[str, Path]) -> None:
     (tmp / "tokenizer").symlink_to(pipelines["sd15"] / "tokenizer")
     found = tokenizer_for(None, "tokenizer", beside=tmp / "model.safetensors")
@@ -267,6 +276,16 @@ def test_a_tokenizer_beside_the_checkpoint_is_found(tmp: Path, pipelines: Mappin
 
 
 def test_missing_libraries_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
-    with pytest.raises(BadConfig, match=r"needs diffusers and transformers .*pip install lorasmith\[train\]"):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(BadConfig, match="needs diffusers and transformers") as caught:
         diffusers_load.load("anything")
+    command = f"{Path(sys.executable).name} -m pip install diffusers transformers accelerate"
+    way = f"run '{command}', or use the .venv that 'python install.py --demo' makes"
+    assert caught.value.message.endswith(f"; {way}")
+
+
+def test_captions_longer_than_77_tokens_are_warned_of(tmp: Path, pipelines: Mapping[str, Path]) -> None:
+    (tmp / "data/a.txt").write_text("x" * 75)  # a letter is a token here, and there are two marks
+    (tmp / "data/b.txt").write_text("x" * 76)
+    warnings = [event.message for event in train(tiny(tmp, pipelines["sd15"], steps=1)) if event.event == "warning"]
+    assert warnings == ["1 captions are longer than the text encoder reads and are cut: b.png"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from train_models import TinyBackend, config, one_thread, pictures, same_file, write_plain
 
+from lorasmith.lora_core.adapter import Adapter
 from lorasmith.lora_core.errors import BadConfig, BadDataset, BadValues, FileProblem
 from lorasmith.lora_core.train.config import TrainConfig
 from lorasmith.lora_core.train.engine import Event, run
@@ -43,6 +44,10 @@ def go(config: TrainConfig, resume: bool = False, stop_at: int | None = None, di
 
 def losses(events: list[Event]) -> list[float]:
     return [event.loss for event in events if event.event == "step" and event.loss is not None]
+
+
+def numbered(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("tiny-*"))
 
 
 VARIED = {"accumulate": 2, "batch_size": 2, "random_flip": True, "noise_offset": 0.1, "min_snr_gamma": 5, "warmup": 2}
@@ -137,11 +142,12 @@ def test_validation_is_the_same_number_twice(tmp: Path) -> None:
 
 
 def test_keep_drops_the_oldest(tmp: Path) -> None:
+    others = ["tiny-10-years.safetensors", "tiny-2-000010.safetensors", "tiny-999999.safetensors"]
+    (tmp / "run").mkdir()
+    for name in others:
+        (tmp / "run" / name).write_bytes(b"mine")
     go(config(tmp, checkpoint_every=1, keep=2))
-    assert sorted(path.name for path in (tmp / "run").glob("tiny-*")) == [
-        "tiny-000005.safetensors",
-        "tiny-000006.safetensors",
-    ]
+    assert numbered(tmp / "run") == ["tiny-000005.safetensors", "tiny-000006.safetensors", *others]
     assert sorted(path.name for path in (tmp / "run/state").iterdir()) == ["000006", "000007"]
     go(config(tmp, checkpoint_every=1, keep=0, out=str(tmp / "all")))
     assert len(list((tmp / "all").glob("tiny-*"))) == 6
@@ -244,9 +250,47 @@ def test_a_failure_before_the_first_step_writes_nothing(tmp: Path) -> None:
 def test_what_is_there_is_not_overwritten(tmp: Path) -> None:
     go(config(tmp), stop_at=2)
     before = (tmp / "run/tiny.safetensors").read_bytes()
-    with pytest.raises(FileProblem, match=r"tiny\.safetensors: is there already; resume it, or choose another 'out'"):
+    with pytest.raises(FileProblem, match=r"state: is there already; resume it, or choose another 'out'"):
         go(config(tmp))
     assert (tmp / "run/tiny.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["tiny.safetensors", "tiny-000004.safetensors", "samples/tiny-000007.png"])
+def test_a_file_that_the_run_would_replace_is_told_before_it_begins(tmp: Path, name: str) -> None:
+    mine = tmp / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    keys = {"checkpoint_every": 2, "sample_every": 7, "validation_prompt": "picture a"}
+    with pytest.raises(FileProblem) as caught:
+        go(config(tmp, **keys))
+    assert caught.value.message == f"{mine}: is there already; move it away, or choose another 'out'"
+    assert mine.read_bytes() == b"mine" and not (tmp / "run/state").exists()
+
+
+def test_a_resumed_run_replaces_and_drops_its_own_files_alone(tmp: Path) -> None:
+    keys = {"checkpoint_every": 2, "keep": 1}
+    go(config(tmp, **keys), stop_at=3)
+    mine = tmp / "run/tiny-000006.safetensors"
+    mine.write_bytes(b"mine")
+    with pytest.raises(FileProblem, match=r"tiny-000006\.safetensors: is there already; move it away"):
+        go(config(tmp, **keys), resume=True)
+    assert mine.read_bytes() == b"mine"
+    mine.rename(tmp / "run/tiny-000001.safetensors")
+    go(config(tmp, **keys), resume=True)
+    assert numbered(tmp / "run") == ["tiny-000001.safetensors", "tiny-000006.safetensors"]
+    assert (tmp / "run/tiny-000001.safetensors").read_bytes() == b"mine"
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on(tmp: Path) -> None:
+    def killed(adapter: Adapter, path: Path, metadata: Mapping[str, str]) -> None:
+        write_plain(adapter, path, metadata)
+        if path.name == "tiny-000002.safetensors":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run(config(tmp, checkpoint_every=2, keep=1), TinyBackend(), killed))
+    assert go(config(tmp, checkpoint_every=2, keep=1), resume=True)[-1].event == "done"
+    assert numbered(tmp / "run") == ["tiny-000006.safetensors"]
 
 
 def test_nothing_to_resume(tmp: Path) -> None:
@@ -260,6 +304,7 @@ def test_nothing_to_resume(tmp: Path) -> None:
         ({"rank": 4}, "'rank' was 2 and is now 4; set 'rank' back, or train to another 'out'"),
         ({"steps": 9}, "'steps' was 7 and is now 9"),
         ({"learning_rate": 0.02}, "'learning_rate' was 0.01 and is now 0.02"),
+        ({"name": "other"}, "'name' was 'tiny' and is now 'other'"),
         ({"instance_prompt": "changes nothing, all have captions", "checkpoint_every": 3, "keep": 1}, None),
     ],
 )
@@ -297,6 +342,30 @@ def test_a_broken_state_names_its_folder(tmp: Path) -> None:
         go(config(tmp), resume=True)
 
 
+WHOLE = {"config": {}, "model": "", "data": "", "facts": {}, "step": 2, "scale": 1.0, "calm": 0}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "[" * 100_000, *(
+    json.dumps({**WHOLE, key: None}) for key in WHOLE
+)])  # fmt: skip
+def test_a_state_that_lacks_something_names_its_folder(tmp: Path, text: str) -> None:
+    go(config(tmp), stop_at=2)
+    (tmp / "run/state/000002/state.json").write_text(text)
+    with pytest.raises(FileProblem, match="000002: cannot be read .* remove this folder to resume from the one before"):
+        go(config(tmp), resume=True)
+
+
+@pytest.mark.parametrize("change", ["missing", "misshapen"])
+def test_a_state_whose_factors_do_not_fit_names_its_folder(tmp: Path, change: str) -> None:
+    go(config(tmp), stop_at=2)
+    file = tmp / "run/state/000002/state.safetensors"
+    tensors = load_file(file)
+    down = tensors.pop("denoiser|mix|down")
+    save_file(tensors if change == "missing" else {**tensors, "denoiser|mix|down": down[:1].clone()}, file)
+    with pytest.raises(FileProblem, match=r"000002: cannot be read \(no tensor 'denoiser\|mix\|down' of shape"):
+        go(config(tmp), resume=True)
+
+
 def test_metadata_reaches_the_writer(tmp: Path) -> None:
     go(config(tmp))
     with safe_open(tmp / "run/tiny.safetensors", "pt") as file:
@@ -309,3 +378,10 @@ def test_small_pictures_are_warned_of(tmp: Path) -> None:
     events = go(config(tmp, resolution=24))
     (warning,) = [event for event in events if event.event == "warning"]
     assert warning.message == "5 pictures are smaller than 'resolution' and are enlarged: a.png, b.png, c.png"
+
+
+def test_captions_that_are_cut_are_warned_of(tmp: Path) -> None:
+    events = run(config(tmp), TinyBackend(), write_plain, cuts=lambda caption: caption > "picture b")
+    (warning,) = [event for event in events if event.event == "warning"]
+    text = "3 captions are longer than the text encoder reads and are cut: c.png, d.png, e.png"
+    assert warning.message == text

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from doodles import doodle
 from ema import Average
 from pictures import Scene, caption, draw_scene, random_scene
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH = 64  # of the text encoder, and of the UNet's cross attention
 SCENES = 10_000
-STEPS = 2_400
+DOODLES = 3_300  # captioned with one word; having seen them, the UNet learns a new subject sooner
+DOODLE_CAPTION = "art"
 BATCH = 32
-RATE = 1.5e-3
+ROUNDS = ((2_400, 1.5e-3), (2_600, 1.2e-3), (1_800, 1e-3))  # steps and peak learning rate of each one-cycle schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,22 +75,30 @@ def build(tokenizer: CLIPTokenizer, seed: int = 2) -> Parts:
     return Parts(unet.to(memory_format=torch.channels_last), CLIPTextModel(text), tokenizer, scheduler)
 
 
-def draw(count: int, seed: int) -> tuple[list[Scene], Tensor]:
-    """`count` scenes and their pictures, uint8 (count, 3, 64, 64)."""
+def draw(seed: int) -> tuple[list[Scene | None], Tensor]:
+    """All scenes, None for each doodle, and the pictures, uint8 (count, 3, 64, 64)."""
     rng = np.random.default_rng(seed)
-    scenes = [random_scene(rng) for _ in range(count)]
-    pictures = np.stack([np.asarray(draw_scene(scene, rng)) for scene in scenes])
+    scenes = [*(random_scene(rng) for _ in range(SCENES)), *[None] * DOODLES]
+    pictures = np.stack([np.asarray(draw_scene(scene, rng) if scene else doodle(rng)) for scene in scenes])
     return scenes, torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
 
 
-def batches(scenes: list[Scene], latents: Tensor, tokenizer: CLIPTokenizer, steps: int, seed: int) -> Iterator[Batch]:
+def batches(
+    scenes: list[Scene | None], latents: Tensor, tokenizer: CLIPTokenizer, steps: int, seed: int
+) -> Iterator[Batch]:
     """Random batches, each picture with a new caption."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = rng.integers(0, len(scenes), BATCH)
-        captions = [caption(scenes[i], rng) for i in chosen]
+        captions = [_caption(scenes[i], rng) for i in chosen]
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
         yield Batch(latents[torch.from_numpy(chosen)], tokens)
+
+
+def _caption(scene: Scene | None, rng: np.random.Generator) -> str:
+    if scene is None:
+        return DOODLE_CAPTION if rng.random() < 0.7 else ""
+    return caption(scene, rng)
 
 
 def loss(parts: Parts, batch: Batch) -> Tensor:
@@ -100,15 +110,21 @@ def loss(parts: Parts, batch: Batch) -> Tensor:
     return nn.functional.mse_loss(parts.unet(noisy, times, states).sample, noise)
 
 
-def train(parts: Parts, scenes: list[Scene], latents: Tensor, steps: int = STEPS, seed: int = 3) -> None:
-    """Trains UNet and text encoder in place and leaves their averaged weights there."""
+def train(parts: Parts, scenes: list[Scene | None], latents: Tensor, seed: int = 3) -> None:
+    """Trains UNet and text encoder in place."""
+    for number, (steps, rate) in enumerate(ROUNDS):
+        fit(parts, batches(scenes, latents, parts.tokenizer, steps, seed + number), steps, rate, seed + number)
+
+
+def fit(parts: Parts, data: Iterator[Batch], steps: int, rate: float, seed: int) -> None:
+    """One round of training; leaves the averaged weights in place."""
     torch.manual_seed(seed)
     trained = parts.trained()
-    optimizer = torch.optim.AdamW(trained.parameters(), RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(trained.parameters(), rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     average = Average(trained, 0.998)
-    recent = 0.0
-    for step, batch in enumerate(batches(scenes, latents, parts.tokenizer, steps, seed)):
+    recent = 1.0
+    for step, batch in enumerate(data):
         total = loss(parts, batch)
         total.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -116,7 +132,7 @@ def train(parts: Parts, scenes: list[Scene], latents: Tensor, steps: int = STEPS
         optimizer.zero_grad()
         schedule.step()
         average.update(trained)
-        recent = 0.98 * recent + 0.02 * total.item() if step else total.item()
+        recent += (total.item() - recent) * max(0.02, 1 / (step + 1))
         if step % 100 == 0:
             print(f"denoiser {step:5d}/{steps}  loss {recent:.4f}", flush=True)
     average.copy_to(trained)

@@ -40,7 +40,7 @@ def make(folder: Path) -> None:
     tokens.write(folder / "tokenizer")
     pictures = autoencoder.draw(autoencoder.PICTURES, seed=0)
     vae = autoencoder.train(pictures)
-    scenes, drawn = denoiser.draw(denoiser.SCENES, seed=1)
+    scenes, drawn = denoiser.draw(seed=1)
     latents = autoencoder.encode(vae, drawn) * vae.config.scaling_factor
     parts = denoiser.build(CLIPTokenizer.from_pretrained(folder / "tokenizer"))
     denoiser.train(parts, scenes, latents)
@@ -54,6 +54,7 @@ def save(folder: Path, vae: AutoencoderKL, parts: denoiser.Parts) -> None:
     parts.unet.half().save_pretrained(folder / "unet")
     parts.text_encoder.half().save_pretrained(folder / "text_encoder")
     name_as_clip(folder / "text_encoder" / "model.safetensors")
+    compute_in_float32(folder / "text_encoder" / "config.json")
     parts.scheduler.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n", encoding="utf-8")
 
@@ -63,6 +64,12 @@ def name_as_clip(path: Path) -> None:
     prefix = "text_model."
     weights = {prefix + key.removeprefix(prefix): value for key, value in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
+
+
+def compute_in_float32(path: Path) -> None:
+    """Says so in a model's configuration: transformers 5 would compute in float16 beside a float32 UNet."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

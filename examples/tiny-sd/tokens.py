@@ -10,7 +10,7 @@ from pictures import BACKGROUND_COLOURS, SHAPES, SIZES
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77  # tokens in a prompt, as in Stable Diffusion 1
 
-USED = ["a", "on", "background", ",", *SIZES, *BACKGROUND_COLOURS, *SHAPES]
+USED = ["a", "on", "background", ",", "art", *SIZES, *BACKGROUND_COLOURS, *SHAPES]
 RARE = ["sks", "ohwx", "zwx", "xyz", "qwv", "shs", "bnha", "zkz"]  # for personalisation
 SPARE = """
 an the of in at with and or no not by to for from over under behind near next left right top bottom centre center middle

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..layers import LoRA
 
+ROUNDING = torch.finfo(torch.float32).eps
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:
@@ -59,6 +61,17 @@ def factors(layer: LoRA, strength: float = 1.0) -> Factors:
 def stack(parts: Sequence[Factors]) -> Factors:
     """Return the sum of several products, exactly, as one product of the ranks' sum."""
     return Factors(torch.cat([part.rows for part in parts], 1), torch.cat([part.columns for part in parts]))
+
+
+def resolution(product: Factors) -> float:
+    """Return the norm below which a product is its terms' rounding to float32 alone: `eps sum_i |row_i| |column_i|`."""
+    return ROUNDING * float(product.rows.norm(dim=0) @ product.columns.norm(dim=1))
+
+
+def cancel(parts: Sequence[Factors]) -> bool:
+    """Tell whether several products, not all of them zero, add up to nothing but rounding."""
+    total = stack(parts)
+    return len(parts) > 1 and norm(total) <= resolution(total) > 0
 
 
 def norm(product: Factors) -> float:

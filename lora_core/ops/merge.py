@@ -18,11 +18,12 @@ from ..adapter import Adapter, Target
 from ..errors import BadConfig, BadValues, UnsupportedLayer, WrongArchitecture
 from ..layers import Additive, Full, Layer, LoRA, Norm
 from .health import refuse_bad_values
-from .lowrank import columns, factors, rows, stack, truncated
+from .lowrank import ROUNDING, cancel, columns, factors, resolution, rows, stack, truncated
 from .provenance import combined
 from .scale import check_strength, scaled, strength_at
 
 METHODS = ("exact", "svd")
+LITTLE = 1e-3  # share of its terms that a sum falls below before it is worth the time to ask whether they cancel
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +65,23 @@ def merge(
     "svd" gives the best layer of at most `rank`, or of the smallest rank with `energy` (0 to 1) of the squared singular
     values; with both, `rank` is the upper bound. Its tensors are float32, to be cast by the writer; layers that need
     no truncation are stacked as in "exact".
+    Where layers cancel each other out, their best lower rank is a zero of rank 1, not the noise of their rounding.
     Where a dense change takes part, the sum is dense in float32 with either method. Strength 0 leaves a part out.
-    Raises BadConfig, WrongArchitecture, BadValues (NaN, infinite, shapes that differ) and UnsupportedLayer.
+    Raises BadConfig (also for a sum that is zero everywhere), WrongArchitecture, BadValues (NaN, infinite, shapes that
+    differ) and UnsupportedLayer.
     """
     _check(parts, method, rank, energy)
     architecture = _common_architecture(parts)
     taking_part = [part for part in parts if part.strength != 0 or part.text_encoder]
     for part in taking_part:
         refuse_bad_values(part.adapter, part.name)
-    layers = {target: _merged(target, found, rank, energy) for target, found in by_target(taking_part).items()}
+    found = by_target(taking_part)
+    layers = {target: _merged(target, acting, rank, energy) for target, acting in found.items()}
     if not layers:
         raise BadConfig("every part has strength 0 or no layers: nothing is left to merge")
+    if all(_cancel(acting) for acting in found.values()):
+        names = ", ".join(part.name for part in taking_part)
+        raise BadConfig(f"{names}: cancel each other out at these strengths, nothing would be left; change a strength")
     operation = {"method": method, "rank": rank, "energy": energy, "parts": [_described(part) for part in taking_part]}
     metadata = combined([part.adapter.metadata for part in taking_part], layers, operation)
     return Adapter(architecture, layers, metadata, _extras(taking_part))
@@ -149,7 +156,10 @@ def _truncated(
     layers: Sequence[LoRA], strengths: Sequence[float], shape: tuple[int, ...], rank: int | None, energy: float | None
 ) -> LoRA:
     terms = [factors(layer, strength) for layer, strength in zip(layers, strengths, strict=True)]
-    best = truncated(stack(terms).to(torch.float32), rank, energy)
+    total = stack(terms)
+    best = truncated(total.to(torch.float32), rank, energy)
+    if resolution(best) < LITTLE * resolution(total) and cancel(terms):
+        return _layer(torch.zeros(shape[0], 1), torch.zeros(1, math.prod(shape[1:])), shape)
     return _layer(best.rows, best.columns, shape)
 
 
@@ -166,12 +176,22 @@ def _dense_sum(target: Target, parts: Sequence[Part]) -> Full:
         if not isinstance(part.layer, Additive):
             raise UnsupportedLayer(
                 f"{target.module}: the effect of a {type(part.layer).__name__} layer depends on the base weight, so it "
-                "cannot be added to another one; merge into a checkpoint with 'bake' instead"
+                "cannot be added to another one"
             )
         terms.append(part.layer.delta().double() * part.strength)
     shape = common_shape(target, [tuple(term.shape) for term in terms])
     total = torch.stack([term.reshape(shape) for term in terms]).sum(0).float()
     return Norm(total) if all(isinstance(part.layer, Norm) for part in parts) else Full(total)
+
+
+def _cancel(parts: Sequence[Part]) -> bool:
+    """Tell whether the layers at a target, whose shapes agree, add up to nothing but rounding."""
+    layers = [(part.layer, part.strength) for part in parts if isinstance(part.layer, LoRA)]
+    if len(layers) == len(parts):
+        return cancel([factors(layer, strength) for layer, strength in layers])
+    terms = [part.layer.delta().double().flatten() * part.strength for part in parts]
+    bound = ROUNDING * sum(float(term.norm()) for term in terms)
+    return len(terms) > 1 and float(torch.stack(terms).sum(0).norm()) <= bound > 0
 
 
 def _check(parts: Sequence[Weighted], method: str, rank: int | None, energy: float | None) -> None:

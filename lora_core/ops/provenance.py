@@ -22,24 +22,17 @@ _SHARED_FACTS = (
     "modelspec.prediction_type",
     "modelspec.resolution",
 )
-# Name or describe one file's bytes, so a new file must not carry them on.
-_STALE = (
-    "sshs_model_hash",
-    "sshs_legacy_hash",
-    "modelspec.hash_sha256",
-    "ss_output_name",
-    "lora_adapter_metadata",
-    "ss_network_dim",
-    "ss_network_alpha",
-    OPERATION,
-)
+# Name or describe one file's bytes or scales, so no new file may carry them on.
+STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_output_name")
+# Describe one adapter, so a changed copy must not carry them on; a file of the very adapter may.
+_CHANGED = ("ss_network_dim", "ss_network_alpha", OPERATION)
 
 
 def carried(
     metadata: Mapping[str, str], layers: Mapping[Target, Layer], operation: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return one input's metadata for a changed copy of it: everything but its name, hashes, rank and alpha."""
-    kept = {key: value for key, value in metadata.items() if key not in _STALE}
+    kept = {key: value for key, value in metadata.items() if key not in (*STALE, *_CHANGED)}
     return {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..adapter import Adapter, Target
 from ..errors import UnsupportedLayer
 from ..layers import Additive, Layer, LoRA
-from .lowrank import distance, factors, norm, relative, stack
+from .lowrank import distance, factors, norm, relative, resolution, stack
 from .merge import Part, Weighted, by_target, common_shape
 
 
@@ -91,7 +91,10 @@ def _lowrank_share(layer: Layer | None, parts: Sequence[Part]) -> Share:
         return Share(norm(found) if found else 0.0, 0.0)
     wanted = stack(terms)
     size = norm(wanted)
-    return Share(size if found is None else distance(found, wanted), size)
+    error = size if found is None else distance(found, wanted)
+    if size > resolution(wanted):
+        return Share(error, size)
+    return Share(error if error > resolution(wanted) else 0.0, 0.0)  # zero is wanted, and rounding alone is no error
 
 
 def _dense_share(target: Target, layer: Layer | None, parts: Sequence[Part]) -> Share:

@@ -10,6 +10,7 @@ from ..layers import Additive, Layer
 from .provenance import carried
 
 DENOISER = "denoiser"  # the component that is no text encoder
+LARGEST, SMALLEST = 1e6, 1e-6  # size of a strength: far outside any use, far inside what a float32 alpha can hold
 
 
 def scale(adapter: Adapter, strength: float = 1.0, text_encoder: float | None = None) -> Adapter:
@@ -17,7 +18,7 @@ def scale(adapter: Adapter, strength: float = 1.0, text_encoder: float | None = 
 
     `text_encoder` is the strength of every component but the denoiser; left out, it is the same. Layers at strength 1
     are passed on as they are, others through their own `scaled` (a LoRA's alpha carries the factor).
-    Raises BadConfig for a strength that is no number, UnsupportedLayer for a layer that cannot be scaled.
+    Raises BadConfig for a strength that `check_strength` refuses, UnsupportedLayer for a layer that cannot be scaled.
     """
     check_strength(strength, text_encoder)
     layers = {
@@ -38,14 +39,15 @@ def scaled(target: Target, layer: Layer, strength: float) -> Layer:
     if strength == 1:
         return layer
     if not isinstance(layer, Additive):
-        raise UnsupportedLayer(
-            f"{target.module}: a {type(layer).__name__} layer has no strength of its own to change; bake it instead"
-        )
+        raise UnsupportedLayer(f"{target.module}: a {type(layer).__name__} layer has no strength of its own to change")
     return layer.scaled(strength)
 
 
 def check_strength(*strengths: float | None) -> None:
-    """Raise BadConfig for a strength that is not a finite number."""
+    """Raise BadConfig for a strength that is no finite number, or one other than 0 outside 1e-6 to 1e6 in size."""
     for strength in strengths:
         if strength is not None and not math.isfinite(strength):
             raise BadConfig(f"strength {strength}: give a finite number, such as 0.8")
+        if strength and not SMALLEST <= abs(strength) <= LARGEST:
+            limits = f"0, or a number from {SMALLEST:g} to {LARGEST:g} in size, such as 0.8"
+            raise BadConfig(f"strength {strength:g}: is beyond what a file can hold; give {limits}")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import store
 from ..errors import BadConfig, FileProblem
 from .config import TrainConfig
@@ -19,7 +17,7 @@ from .state import State
 
 # What may differ between a run and its continuation: it changes no weight, or the model's and the data's hashes tell.
 FREE = frozenset(
-    "model data out name tokenizer instance_prompt class_data class_prompt device gradient_checkpointing "
+    "model data out tokenizer instance_prompt class_data class_prompt device gradient_checkpointing "
     "checkpoint_every keep validation_prompt sample_every validation_data format report_to".split()
 )
 
@@ -34,8 +32,7 @@ class Identity:
 
     def to_json(self) -> dict[str, Any]:
         """Return the identity as it is written into state.json."""
-        versions = {"torch": torch.__version__}
-        return {"config": self.config.to_json(), "model": self.model, "data": self.data, "versions": versions}
+        return {"config": self.config.to_json(), "model": self.model, "data": self.data}
 
     def refuse_other(self, saved: Mapping[str, Any], folder: Path) -> None:
         """Raise BadConfig when a saved run is another one than this, naming what differs."""
@@ -99,12 +96,27 @@ def restore(folder: Path, state: State, identity: Identity) -> dict[str, Any]:
         raise FileProblem(f"{folder}: holds no state to resume from; train without resuming first", file=folder)
     source = folder / f"{steps(folder)[-1]:06d}"
     try:
-        saved = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        saved = _described(source / "state.json")
         tensors = store.load(source / "state.safetensors").tensors
-    except (OSError, ValueError, FileProblem) as error:
+        identity.refuse_other(saved, source)
+        state.restore(tensors, saved)
+    except (OSError, ValueError, RecursionError, FileProblem) as error:
         text = f"{source}: cannot be read ({error}); remove this folder to resume from the one before"
         raise FileProblem(text, file=source) from error
-    identity.refuse_other(saved, source)
-    state.restore(tensors, saved)
     facts: dict[str, Any] = saved["facts"]
     return facts
+
+
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **{"config": dict, "model": str, "data": str, "facts": dict},
+    **{"step": int, "scale": (int, float), "calm": int},
+}
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """Return what state.json holds; raises ValueError when a key is missing or of another kind."""
+    saved: Any = json.loads(file.read_text(encoding="utf-8"))
+    for key, kind in _KINDS.items():
+        if not isinstance(saved, dict) or not isinstance(saved.get(key), kind):
+            raise ValueError(f"state.json lacks {key!r}")
+    return dict(saved)

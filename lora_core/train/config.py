@@ -52,7 +52,7 @@ class TrainConfig:
     random_flip: bool = False  # mirror half of the draws
     instance_prompt: str | None = None  # caption of every picture that has none of its own
     class_data: str | None = None  # folder of class pictures: prior preservation
-    class_prompt: str | None = None  # caption of the class pictures
+    class_prompt: str | None = None  # caption of every class picture that has none of its own
     prior_weight: float = 1.0  # weight of the class pictures' loss
 
     # the loss
@@ -133,6 +133,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective": ("auto", "epsilon", "v_prediction"),
     "precision": ("auto", "fp32", "fp16", "bf16"),
 }
+LARGEST = 2**64 - 1  # the widest seed that hosts give
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class _Number:
         if value is None and self.optional:
             return
         kind = "a whole number" if self.whole else "a number"
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise BadConfig(f"config: {name!r} has too many digits; it must be {kind} below {LARGEST:.3g}", key=name)
         right = isinstance(value, int if self.whole else (int, float)) and not isinstance(value, bool)
         if not right or not math.isfinite(value):
             raise BadConfig(f"config: {name!r} is {value!r}; it must be {kind}", key=name)
@@ -193,8 +196,6 @@ def _check_together(config: TrainConfig) -> None:
         raise BadConfig(f"config: 'resolution' is {config.resolution}; it must be a multiple of 8", key="resolution")
     if not config.name or Path(config.name).name != config.name:
         raise BadConfig(f"config: 'name' is {config.name!r}; it must be a file name without folders", key="name")
-    if config.class_data is not None and config.class_prompt is None:
-        raise BadConfig("config: 'class_data' needs 'class_prompt', the caption of its pictures", key="class_prompt")
     if config.class_prompt is not None and config.class_data is None:
         text = "config: 'class_prompt' needs 'class_data', a folder of class pictures; they are not generated"
         raise BadConfig(text, key="class_data")
@@ -218,7 +219,7 @@ def _as_float(key: str, value: Any) -> Any:
     """Turn `16` into `16.0` where the field is a float, so that equal configurations compare equal."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     check = _TYPES.get(key)
-    return float(value) if whole and isinstance(check, _Number) and not check.whole else value
+    return float(value) if whole and isinstance(check, _Number) and not check.whole and abs(value) <= LARGEST else value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileProblem(
             f"{path}: cannot be read ({error.strerror}); give the path of a JSON file", file=path
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadConfig(f"{path}: not JSON ({error}); see the example in the documentation", file=path) from error
     if not isinstance(values, dict):
         raise BadConfig(f"{path}: holds a {type(values).__name__}; a configuration is one JSON object", file=path)

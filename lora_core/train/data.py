@@ -90,7 +90,7 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Read the folders that a configuration names; raises BadDataset."""
     pictures = manifest(config.data, config.instance_prompt)
-    priors = [] if config.class_data is None else class_manifest(config.class_data, config.class_prompt or "")
+    priors = [] if config.class_data is None else manifest(config.class_data, config.class_prompt, "class_prompt")
     return Plan(
         pictures,
         priors,
@@ -102,18 +102,15 @@ def plan(config: TrainConfig) -> Plan:
     )
 
 
-def manifest(folder: str | Path, fallback: str | None = None) -> list[Picture]:
+def manifest(folder: str | Path, fallback: str | None = None, key: str = "instance_prompt") -> list[Picture]:
     """Return the pictures of a folder, by path, with their captions; `fallback` is for those that have none.
+
+    `key` is the setting that `fallback` comes from, for messages.
 
     Raises BadDataset naming the file: no pictures, a picture without caption, an unreadable one, a wrong metadata line.
     """
     listed = _metadata(Path(folder))
-    return [_picture(path, _caption(path, listed.get(path), fallback)) for path in _files(Path(folder))]
-
-
-def class_manifest(folder: str | Path, prompt: str) -> list[Picture]:
-    """Return the class pictures of a folder, all with the same caption; raises BadDataset."""
-    return [_picture(path, prompt) for path in _files(Path(folder))]
+    return [_picture(path, _caption(path, listed.get(path), fallback, key)) for path in _files(Path(folder))]
 
 
 def tag_counts(captions: Iterable[str]) -> dict[str, int]:
@@ -140,13 +137,13 @@ def _picture(path: Path, caption: str) -> Picture:
     return Picture(path, caption, blake2b(path.read_bytes(), digest_size=16).hexdigest(), size)
 
 
-def _caption(path: Path, listed: str | None, fallback: str | None) -> str:
+def _caption(path: Path, listed: str | None, fallback: str | None, key: str) -> str:
     beside = path.with_suffix(".txt")
     if beside.is_file():
         return " ".join(_text(beside).split())
     caption = fallback if listed is None else listed
     if caption is None:
-        ways = f"write {beside.name} beside it, list it in metadata.jsonl, or set 'instance_prompt'"
+        ways = f"write {beside.name} beside it, list it in metadata.jsonl, or set {key!r}"
         raise BadDataset(f"{path}: no caption; {ways}", file=path)
     return caption
 
@@ -161,7 +158,7 @@ def _metadata(folder: Path) -> Mapping[Path, str]:
 def _entry(source: Path, number: int, line: str) -> tuple[Path, str]:
     try:
         entry: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadDataset(f"{source}, line {number}: not JSON ({error})", file=source) from error
     name, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text"))
     if not isinstance(name, str) or not isinstance(text, str):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Names = Mapping[str, Mapping[str, Target]]  # component -> module name in diffusers -> target
 GUIDANCE = 7.5
 SAMPLING_STEPS = 25
+TOKENS = 77  # that CLIP reads of a caption, both end marks included
 
 
 class DiffusersBackend:
@@ -93,6 +94,11 @@ class DiffusersBackend:
         with torch.no_grad():
             return self._encode(tokens)
 
+    def cuts(self, caption: str) -> bool:
+        """Say whether a caption is longer than the text encoders read."""
+        found = self.parts.tokenizers.values()
+        return any(len(t(caption, truncation=True, max_length=TOKENS + 1).input_ids) > TOKENS for t in found)
+
     def sample(self, prompt: str, seed: int) -> Image:
         """Draw a picture by DPM-Solver++ (arXiv 2211.01095) on Karras sigmas (arXiv 2206.00364) with guidance 7.5."""
         side = self.config.resolution // self._downscale()
@@ -118,7 +124,7 @@ class DiffusersBackend:
 
     def _tokens(self, component: str, caption: str) -> Tensor:
         found: Tensor = self.parts.tokenizers[component](
-            caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+            caption, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).input_ids[0]
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,8 +50,10 @@ def libraries() -> tuple[Any, Any]:
     try:
         return importlib.import_module("diffusers"), importlib.import_module("transformers")
     except ImportError as error:
-        way = "run 'python install.py --train' or 'pip install lorasmith[train]'"
-        raise BadConfig(f"training from files needs diffusers and transformers ({error}); {way}") from error
+        command = f"{Path(sys.executable).name} -m pip install diffusers transformers accelerate"
+        way = f"run '{command}', or use the .venv that 'python install.py --demo' makes"
+        text = f"training from files needs diffusers and transformers in {sys.executable} ({error}); {way}"
+        raise BadConfig(text) from error
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -73,13 +76,13 @@ def components(architecture: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _explained(model: str) -> Iterator[None]:
+def _explained(model: str, way: str = f"this trainer knows {FAMILIES}") -> Iterator[None]:
     """Turn what the libraries raise for missing or broken files into one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FileProblem(f"{model}: cannot be loaded ({first}); this trainer knows {FAMILIES}", file=model) from error
+        raise FileProblem(f"{model}: cannot be loaded ({first}); {way}", file=model) from error
 
 
 def _from_pipeline(model: str, tokenizer: str | None) -> Parts:
@@ -122,7 +125,8 @@ def _from_file(path: Path, tokenizer: str | None, configs: Path = CONFIGS) -> Pa
         load_text_encoder(text_encoder, tensors, path)
         unet = diffusers.UNet2DConditionModel.from_single_file(dict(tensors), subfolder="unet", **offline)
         vae = diffusers.AutoencoderKL.from_single_file(dict(tensors), subfolder="vae", **offline)
-    vocabulary = tokenizer_for(tokenizer, "tokenizer", beside=path)
+    with _explained(tokenizer or str(path), "set 'tokenizer' to a folder with CLIP's vocab.json and merges.txt"):
+        vocabulary = tokenizer_for(tokenizer, "tokenizer", beside=path)
     if architecture == "sd21":
         vocabulary.pad_token = "!"  # 2.x fills captions up with token 0, 1.x with the end mark
     return Parts(architecture, unet, vae, {component: text_encoder}, {component: vocabulary}, scheduler)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..errors import BadConfig, FileProblem, LorasmithError
 from . import checkpoint
 from .cache import Batch, Cache
 from .config import TrainConfig
-from .data import manifest, plan, tag_counts
+from .data import Picture, manifest, plan, tag_counts
 from .inject import Weights, weights_like
 from .loop import Step, train
 from .objective import Objective
@@ -28,6 +27,7 @@ from .validation import Validation
 
 Write = Callable[[Adapter, Path, Mapping[str, str]], object]  # writes an adapter file, replacing an older one
 Stop = Callable[[], bool]
+Cuts = Callable[[str], bool]  # says whether a caption is longer than the model reads
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ def never() -> bool:
     return False
 
 
+def reads_all(caption: str) -> bool:
+    """Return False: no caption is cut."""
+    return False
+
+
 def run(
     config: TrainConfig,
     backend: Backend,
@@ -63,14 +68,16 @@ def run(
     resume: bool = False,
     stop: Stop = never,
     weights: Weights = weights_like,
+    cuts: Cuts = reads_all,
 ) -> Iterator[Event]:
     """Train as configured and yield events; each is also a line of `OUT/log.jsonl`.
 
     The run ends early, after the step in hand and with everything saved, when `stop()` returns True, when a file
     `OUT/stop` appears (it is removed), when the iterator is closed, or on an error; then `resume` goes on bit for bit.
+    Captions that `cuts` says True to are warned of. No file is replaced or removed that the run did not write.
     Raises LorasmithError for input that is at fault; once the run has begun, after an "error" event.
     """
-    job = _Job(config, backend, write, weights)
+    job = _Job(config, backend, write, weights, cuts)
     job.prepare(resume)
     events = job.events(stop)
     try:
@@ -91,8 +98,8 @@ def run(
 class _Job:
     """One run's parts, and the few acts it is made of."""
 
-    def __init__(self, config: TrainConfig, backend: Backend, write: Write, weights: Weights):
-        self.config, self.backend, self.write, self.weights = config, backend, write, weights
+    def __init__(self, config: TrainConfig, backend: Backend, write: Write, weights: Weights, cuts: Cuts):
+        self.config, self.backend, self.write, self.weights, self.cuts = config, backend, write, weights, cuts
         self.out = Path(config.out)
         self.result = self.out / f"{config.name}.safetensors"
         self.plan = plan(config)
@@ -117,15 +124,28 @@ class _Job:
         if resume:
             self.facts = checkpoint.restore(folder, self.state, self.identity)
             self.saved = self.state.step
-        elif self.result.exists() or checkpoint.steps(folder):
-            there = self.result if self.result.exists() else folder
-            raise FileProblem(f"{there}: is there already; resume it, or choose another 'out'", file=there)
+        elif checkpoint.steps(folder):
+            raise FileProblem(f"{folder}: is there already; resume it, or choose another 'out'", file=folder)
+        for path in self.foreign(resume):
+            raise FileProblem(f"{path}: is there already; move it away, or choose another 'out'", file=path)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "stop").unlink(missing_ok=True)  # meant for a run that has ended
         except OSError as error:
             text = f"{self.out}: cannot be made ({error.strerror}); choose another 'out'"
             raise FileProblem(text, file=self.out) from error
+
+    def foreign(self, resume: bool) -> Iterator[Path]:
+        """Yield the files that the run would replace and has not written; a resumed run owns result and previews."""
+        config = self.config
+        planned = [*map(self._numbered, self._turns(config.checkpoint_every, config.steps))]
+        if not resume:
+            planned += [self.result, *map(self._preview, self._turns(config.sample_every, config.steps + 1))]
+        return (path for path in planned if path.exists())
+
+    def _turns(self, every: int, end: int) -> range:
+        """Return the steps before `end` that are still to come and that `every` meets."""
+        return range(self.state.step // every * every + every, end, every) if every else range(0)
 
     def events(self, stop: Stop) -> Iterator[Event]:
         """Yield the run's events; saves what was trained however it ends."""
@@ -165,13 +185,17 @@ class _Job:
 
     def start(self, stop: Stop) -> Iterator[Event]:
         """Encode an epoch, so that a bad file ends the run before it has begun, and say what is going to happen."""
-        small = [p.path.name for p in self.plan.pictures if min(p.size) < self.config.resolution]
+        small = [picture for picture in self.plan.pictures if min(picture.size) < self.config.resolution]
+        cut = [picture for picture in self.plan.pictures if self.cuts(picture.caption)]
         self.fill(stop)
         if self.validation is not None and "validation_loss_before" not in self.facts:
             self.facts["validation_loss_before"] = self.validation.loss(self.state.device)
         yield self.event("start", path=str(self.result), more=self.described())
         if small:
-            text = f"{len(small)} pictures are smaller than 'resolution' and are enlarged: {', '.join(small[:3])}"
+            text = f"{len(small)} pictures are smaller than 'resolution' and are enlarged: {_first(small)}"
+            yield self.event("warning", message=text)
+        if cut:
+            text = f"{len(cut)} captions are longer than the text encoder reads and are cut: {_first(cut)}"
             yield self.event("warning", message=text)
 
     def described(self) -> dict[str, Any]:
@@ -222,23 +246,26 @@ class _Job:
         config, step = self.config, self.state.step
         if config.validation_prompt is None or not config.sample_every or step % config.sample_every:
             return
-        path = self.out / "samples" / f"{config.name}-{step:06d}.png"
+        path = self._preview(step)
         path.parent.mkdir(exist_ok=True)
         self.backend.sample(config.validation_prompt, config.seed).save(path)
         yield self.event("sample", path=str(path))
 
     def checkpointed(self) -> Iterator[Event]:
-        """Write a usable adapter and the state when their turn has come, and drop the oldest adapters."""
+        """Write the state and a usable adapter when their turn has come, and drop the run's oldest adapters.
+
+        The state goes first: it names the adapters that are the run's own, whenever the run is killed.
+        """
         config, step = self.config, self.state.step
         due = config.checkpoint_every and step % config.checkpoint_every == 0
         if not due or not self.state.finite():  # the next step's loss will tell
             return
-        path = self._numbered(step)
-        self._write(path)
+        path, ours = self._numbered(step), [*self.facts.get("checkpoints", ()), step]
+        self.facts["checkpoints"] = ours[-config.keep :]  # all of them when it is 0
         self._save_state()
-        saved = sorted(self.out.glob(f"{glob.escape(config.name)}-[0-9]*.safetensors"))
-        for old in saved[: -config.keep] if config.keep else []:
-            old.unlink()
+        self._write(path)
+        for old in ours[: -len(self.facts["checkpoints"])]:
+            self._numbered(old).unlink(missing_ok=True)
         yield self.event("checkpoint", path=str(path), more=self.validated())
 
     def validated(self) -> dict[str, float]:
@@ -273,7 +300,15 @@ class _Job:
     def _numbered(self, step: int) -> Path:
         return self.out / f"{self.config.name}-{step:06d}.safetensors"
 
+    def _preview(self, step: int) -> Path:
+        return self.out / "samples" / f"{self.config.name}-{step:06d}.png"
+
     def log(self, event: Event) -> None:
         """Append an event to the run's log."""
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(event.data()) + "\n")
+
+
+def _first(pictures: Sequence[Picture]) -> str:
+    """Return the first three pictures' names, for messages."""
+    return ", ".join(picture.path.name for picture in pictures[:3])

@@ -53,8 +53,8 @@ def load(path: Path) -> Image.Image:
     """Return a picture as 8-bit RGB: turned as its EXIF data says, transparency on white; raises BadDataset."""
     with _opened(path) as image:
         turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I"):  # 16-bit grey
-            turned = Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+        if turned.mode.startswith("I"):  # 16-bit grey, white is 65535 = 255 * 257
+            turned = Image.fromarray(((np.asarray(turned).astype(np.uint32) + 128) // 257).astype(np.uint8))
         if turned.mode in ("RGBA", "LA", "PA") or "transparency" in turned.info:
             turned = turned.convert("RGBA")
             white = Image.new("RGBA", turned.size, "white")
@@ -72,6 +72,9 @@ def _covering(size: tuple[int, int], side: int) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
+            if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # PNG ends at 16 bits
+                what = "holds floats or 32-bit numbers, which do not say what white is"
+                raise BadDataset(f"{path}: {what}; save it with 8 or 16 bits", file=path)
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadDataset(f"{path}: cannot be read as a picture ({error}); repair or remove it", file=path) from error

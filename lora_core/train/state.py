@@ -114,9 +114,11 @@ class State:
         return {"step": self.step, "scale": self.scale.factor, "calm": self.scale.calm}
 
     def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Take over saved tensors and facts, bit for bit; raises KeyError when a factor is missing."""
+        """Take over saved tensors and facts, bit for bit; raises ValueError when a factor is missing or misshapen."""
         with torch.no_grad():
             for name, parameter in self._named():
+                if name not in tensors or tensors[name].shape != parameter.shape:
+                    raise ValueError(f"no tensor {name!r} of shape {tuple(parameter.shape)}")
                 parameter.copy_(tensors[name])
                 prefix = f"{name}|"
                 slots = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
