@@ -1,6 +1,6 @@
 """Makes the tiny Stable Diffusion beside this file, from nothing but pictures that it draws itself.
 
-python make_tiny_sd.py             train everything and write the pipeline's folders (about two hours on one core)
+python make_tiny_sd.py             train everything and write the pipeline's folders (an hour or more)
 python make_tiny_sd.py --check     generate 200 pictures with what is there and print how many are right
 python make_tiny_sd.py --subjects  write the pictures of the LoRA demo: ../subject, ../subject_validation, ..._two
 """
