@@ -6,7 +6,7 @@ Only names and shapes are read, never a weight. Names are generated from the fam
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def _names(id: str) -> dict[str, tuple[Target, ...]]:
         for prefix, naming in _layouts(part):
             for module, target in keymap(id).targets(part.id, naming).items():
                 for parameter in ("weight", "bias"):
-                    names.setdefault(f"{prefix}{module}.{parameter}", (_with(target, parameter),))
+                    names.setdefault(f"{prefix}{module}.{parameter}", (replace(target, parameter=parameter),))
         if part.id != "denoiser":
             for prefix in part.checkpoint:
                 names.update({f"{prefix}.{name}": targets for name, targets in _openclip(architecture(id), part.id)})
@@ -163,7 +163,10 @@ def _openclip(family: Architecture, component: str) -> Iterator[tuple[str, tuple
         for name, modules in OPENCLIP_LAYER:
             targets = [known[f"text_model.encoder.layers.{layer}.{module}"] for module in modules]
             for parameter in ("weight", "bias"):
-                yield f"transformer.resblocks.{layer}.{name}{parameter}", tuple(_with(t, parameter) for t in targets)
+                yield (
+                    f"transformer.resblocks.{layer}.{name}{parameter}",
+                    tuple(replace(t, parameter=parameter) for t in targets),
+                )
     for name, module in OPENCLIP_ENDS:
         if module in known:
             yield name, (known[module],)
@@ -277,7 +280,3 @@ def _conflict(target: Target, shape: Sequence[int | None], expected: tuple[int, 
 
 def _size(shape: Sequence[int | None]) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
-
-
-def _with(target: Target, parameter: str) -> Target:
-    return Target(target.component, target.module, target.block, parameter)

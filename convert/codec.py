@@ -13,6 +13,7 @@ from torch import Tensor
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import AmbiguousFormat, UnknownFormat, UnsupportedLayer
 from ..lora_core.layers import Full, Layer, LoRA, Norm
+from ..lora_core.ops.merge import store_dtype
 from .architectures import ARCHITECTURES
 from .detect import Match
 from .formats import WRITABLE, format_named
@@ -79,12 +80,6 @@ def encode_like(adapter: Adapter, match: Match) -> dict[str, Tensor]:
     return {**tensors, **adapter.extras}
 
 
-def exact_cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the tensor in `dtype` where that loses nothing, else in float32."""
-    narrow = tensor.to(dtype)
-    return narrow if torch.equal(narrow.float(), tensor.float()) else tensor.float()
-
-
 def _layer(parts: Mapping[str, Tensor], target: Target, map: Keymap, scales: Scales) -> Layer:
     for role in ("diff", "diff_b"):
         if role in parts:
@@ -139,12 +134,12 @@ def _roles(layer: Layer, target: Target, alpha: str) -> dict[str, Tensor]:
         return {"diff_b" if bias else "diff": layer.diff}
     up = layer.up
     if alpha == "folded" and layer.scale != 1:
-        up = exact_cast(up.float() * layer.scale, up.dtype)
+        up = store_dtype(up.float() * layer.scale, up.dtype)
     roles = {"down": layer.down, "up": up}
     if layer.mid is not None:
         roles["mid"] = layer.mid
     if alpha == "tensor":
-        roles["alpha"] = exact_cast(torch.tensor(layer.alpha), layer.up.dtype)
+        roles["alpha"] = store_dtype(torch.tensor(layer.alpha), layer.up.dtype)
     return roles
 
 
@@ -176,7 +171,7 @@ def _expressible(layer: Layer, target: Target, row: Format, map: Keymap) -> Laye
         dtype = layer.down.dtype
         kernel = layer.mid.shape[2:]
         down = layer.columns().reshape(layer.rank, -1, *kernel)
-        layer = replace(layer, down=exact_cast(down, dtype), mid=None)
+        layer = replace(layer, down=store_dtype(down, dtype), mid=None)
     return _with_module_shape(layer, map.shape(target)) if row.module_shape else layer
 
 

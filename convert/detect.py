@@ -23,6 +23,7 @@ from .keymap import SAME, Keymap, Place, Spelling, keymap, looks_like_layer
 
 Shapes = Mapping[str, Shape]
 
+
 @dataclass(frozen=True)
 class Match:
     """What a file's keys stand for."""

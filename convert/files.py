@@ -12,10 +12,11 @@ from torch import Tensor
 from ..lora_core import hashes, store
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import BadConfig, UnknownFormat
+from ..lora_core.ops.merge import store_dtype
 from ..lora_core.ops.provenance import STALE
 from . import peft
 from .architectures import architecture
-from .codec import decode, encode, encode_like, exact_cast, family_of
+from .codec import decode, encode, encode_like, family_of
 from .detect import Match, detect
 from .formats import WRITABLE
 from .keymap import keymap
@@ -125,7 +126,7 @@ def tensors_for(adapter: Adapter, format: str | Match, dtype: str = "keep") -> d
     if dtype == "keep":
         return tensors
     return {
-        key: exact_cast(tensor, DTYPES[dtype]) if tensor.dim() == 0 else tensor.to(DTYPES[dtype])
+        key: store_dtype(tensor.float(), DTYPES[dtype]) if tensor.dim() == 0 else tensor.to(DTYPES[dtype])
         for key, tensor in tensors.items()
     }
 

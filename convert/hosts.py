@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..lora_core.adapter import Target
@@ -385,7 +385,7 @@ def _marks(
     """Yield what is special about a layer: words that the facts ask for."""
     roles = layers[target]
     yield from (mark for role, mark in ROLE_MARKS.items() if role in roles)
-    if "w_norm" in roles and _with(target, "bias") not in layers:
+    if "w_norm" in roles and replace(target, parameter="bias") not in layers:
         yield "norm-alone"
     down = shapes.get(roles.get("down", ""))
     if down is not None and weight is not None and len(down) == 2 and len(weight) == 4:
@@ -454,7 +454,3 @@ def header_alphas(match: Match, shapes: Shapes, metadata: Mapping[str, str]) -> 
             prefix = (prefix_for(part, "diffusers") if part else None) or ""
             found[target] = (scales.alpha(prefix, map.name(target, "diffusers") or "", rank), rank)
     return found
-
-
-def _with(target: Target, parameter: str) -> Target:
-    return Target(target.component, target.module, target.block, parameter)

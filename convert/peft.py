@@ -103,10 +103,8 @@ def write_folder(
     Raises:
         FileProblem: the folder is already there, or cannot be written.
     """
-    if path.exists() and not overwrite:
-        raise FileProblem(
-            f"{path}: already exists; choose another name or allow overwriting (--force on the command line)", file=path
-        )
+    if not overwrite:
+        store.refuse_existing(path)
     if path.exists() and not (path.is_dir() and _is_ours(path)):
         raise FileProblem(f"{path}: is not a folder of PEFT adapters, so it is not replaced; choose another", file=path)
     try:
@@ -116,7 +114,7 @@ def write_folder(
         raise FileProblem(f"{path}: cannot be written ({error.strerror}). Choose another folder", file=path) from error
     try:
         for entry, config in configs.items():
-            part = entry[: -len(PEFT_KEY)].rstrip(".")
+            part = _subfolder(entry)
             beginning = f"{part}." if part else ""
             own = {key[len(beginning) :]: tensor for key, tensor in tensors.items() if _part(key, configs) == part}
             store.save(building / part / WEIGHTS, own, metadata)
@@ -143,8 +141,9 @@ def _put(building: Path, path: Path) -> None:
     path.rename(old)
     try:
         building.rename(path)
-    except OSError:
-        old.rename(path)
+    except BaseException:  # an interrupt too: what was there comes back
+        if not path.exists():
+            old.rename(path)
         raise
     finally:
         shutil.rmtree(old.parent, ignore_errors=True)
@@ -160,8 +159,12 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _part(key: str, configs: Mapping[str, str]) -> str:
-    parts = (entry[: -len(PEFT_KEY)].rstrip(".") for entry in configs)
-    return next((part for part in parts if part and key.startswith(f"{part}.")), "")
+    return next((part for part in map(_subfolder, configs) if part and key.startswith(f"{part}.")), "")
+
+
+def _subfolder(entry: str) -> str:
+    """Return the subfolder that a configuration's header entry names, empty for the folder itself."""
+    return entry.removesuffix(PEFT_KEY).rstrip(".")
 
 
 def _entry(component: str, map: Keymap) -> str:

@@ -118,7 +118,7 @@ def _save(host: Host) -> Node:
     return Node(
         "LorasmithSaveLora",
         "Convert and Save LoRA (Lorasmith)",
-        "Writes a LoRA in the dialect that a host reads, reads the file back and measures the difference.",
+        "Writes a LoRA in the dialect that a host reads, once it is proved that the file does the same.",
         inputs=(
             Socket("lora", ADAPTER, "The LoRA to save."),
             Text(

@@ -411,3 +411,21 @@ def test_dense_layers_are_refused_for_peft_in_one_line(tmp_path):
     with pytest.raises(UnsupportedLayer, match="cannot be said in the peft dialect"):
         convert.write(dense, tmp_path / "p", "peft")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_while_a_peft_folder_is_replaced_brings_the_old_one_back(tmp_path, monkeypatch):
+    adapter = loaded(dump("peft_sd15_lora").tensors)[0]
+    convert.write(adapter, tmp_path / "p", "peft")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()}
+    rename = Path.rename
+
+    def interrupted(self, goal):
+        if Path(goal) == tmp_path / "p" and self.name != "p":  # the new folder on its way in
+            raise KeyboardInterrupt
+        return rename(self, goal)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert.write(adapter, tmp_path / "p", "peft", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]

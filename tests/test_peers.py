@@ -107,21 +107,21 @@ def weights(pipe) -> dict[str, torch.Tensor]:
 
 
 def assert_changed_by(before, after, adapter: Adapter, scale: float = 1.0, tolerance: float = 1e-6) -> None:
-    """Exactly the adapter's weights changed, each by scale times its delta."""
-    deltas = {}
+    """Exactly the adapter's weights changed, each as its layer's `apply` says, which adds scale times its delta."""
+    layers = {}
     for target, layer in adapter.layers.items():
         name = keymap(adapter.architecture).name(target, "diffusers")
         part = "denoiser" if target.component == "denoiser" else "text"
-        deltas[f"{part} {name.removeprefix('text_model.')}.weight"] = layer.delta()
+        layers[f"{part} {name.removeprefix('text_model.')}.weight"] = layer
     for key, value in before.items():
-        if key in deltas:
-            expected = value + scale * deltas.pop(key).reshape(value.shape)
-            assert torch.allclose(
-                after[key], expected, rtol=0, atol=tolerance * max(1.0, float(expected.abs().max()))
-            ), key
+        if key in layers:
+            expected = layers.pop(key).apply(value, scale)
+            close = tolerance * max(1.0, float(expected.abs().max()))
+            assert not torch.equal(expected, value), key
+            assert torch.allclose(after[key], expected, rtol=0, atol=close), key
         else:
             assert torch.equal(after[key], value), key
-    assert deltas == {}
+    assert layers == {}
 
 
 @pytest.mark.parametrize("family, text, linear", [("sd15", "clip_l", False), ("sd21", "clip_h", True)])
