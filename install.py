@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent
 CONSTRAINTS = ROOT / "constraints.txt"
 CORE = ("torch", "safetensors", "numpy")
 DEMO = (*CORE, "pillow", "diffusers", "transformers", "accelerate", "peft")
-TEST = (*DEMO, "scipy", "einops", "setuptools", "pytest", "ruff", "mypy")
+TEST = (*DEMO, "scipy", "einops", "lycoris-lora", "setuptools", "pytest", "ruff", "mypy")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 
 # What pip says -> what that means and what helps; the first that fits is told.

@@ -56,6 +56,8 @@ def _info(verb: Parser) -> None:
 def _convert(verb: Parser, formats: str) -> None:
     verb.add_argument("--to", metavar="FORMAT", required=True, help=f"one of: {formats}")
     verb.add_argument("--trust", action="store_true", help="write without comparing the result with IN first")
+    verb.add_argument("--bake-to", choices=("lora",), help="approximate layers of other algorithms; states the error")
+    verb.add_argument("--rank", type=int, metavar="N", help="--bake-to: rank of the approximated layers at most")
     _writing(verb)
 
 

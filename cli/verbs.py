@@ -54,9 +54,20 @@ def convert(options: Namespace) -> int:
 
     check_output(options)
     source = load(options.IN)
+    result = baked(source.adapter, options)
     if options.trust:
-        return said("converted", written_unproved(source.adapter, options), options)
-    return said("converted", written(source.adapter, [Weighted(source.adapter)], options.to, options), options)
+        return said("converted", written_unproved(result, options), options)
+    return said("converted", written(result, [Weighted(source.adapter)], options.to, options), options)
+
+
+def baked(adapter: Adapter, options: Namespace) -> Adapter:
+    """Return the adapter, with its layers of other algorithms as LoRA where that was asked for."""
+    from ..lora_core.errors import BadConfig
+    from ..lora_core.ops.bake import to_lora
+
+    if (options.bake_to is None) != (options.rank is None):
+        raise BadConfig("--bake-to and --rank go together: write --bake-to lora --rank 32")
+    return adapter if options.bake_to is None else to_lora(adapter, options.rank)
 
 
 def scale(options: Namespace) -> int:
@@ -76,14 +87,17 @@ def merge(options: Namespace) -> int:
     """Merge LoRAs into one whose effect at strength 1 is the sum of theirs."""
     from ..convert import load
     from ..convert.formats import WRITABLE
+    from ..convert.regroup import alike
     from ..lora_core.ops import merge
 
     check_output(options)
     parts = [part_of(text) for text in options.FILE]
     sources = [load(name) for name, _, _ in parts]
     wanted = [
-        merge.Weighted(source.adapter, strength, text_encoder, source.path.name)
-        for source, (_, strength, text_encoder) in zip(sources, parts, strict=True)
+        merge.Weighted(adapter, strength, text_encoder, source.path.name)
+        for adapter, source, (_, strength, text_encoder) in zip(
+            alike([source.adapter for source in sources]), sources, parts, strict=True
+        )
     ]
     result = merge.merge(wanted, options.method, options.rank, options.energy)
     first = sources[0].match.format
@@ -116,11 +130,16 @@ def check_output(options: Namespace) -> None:
 
 def written(result: Adapter, wanted: list[Weighted], format: str | Match, options: Namespace) -> dict[str, Any]:
     """Write a result, and return what a reader of the file finds, with its error against what was wanted."""
+    from dataclasses import replace
+
     from ..convert.proof import write_proved
+    from ..convert.regroup import alike
     from ..lora_core.ops.report import relative_error
 
     proof = write_proved(result, options.OUT, format, dtype=options.dtype, overwrite=options.force)
-    return facts_about(proof.adapter, proof.path, proof.match.format, relative_error(proof.adapter, wanted))
+    back, *adapters = alike([proof.adapter, *(part.adapter for part in wanted)])
+    parts = [replace(part, adapter=adapter) for part, adapter in zip(wanted, adapters, strict=True)]
+    return facts_about(proof.adapter, proof.path, proof.match.format, relative_error(back, parts))
 
 
 def written_unproved(result: Adapter, options: Namespace) -> dict[str, Any]:

@@ -14,15 +14,22 @@ from typing import Any
 from ..lora_core import store
 from ..lora_core.adapter import Target
 from ..lora_core.errors import BadConfig, FileProblem
+from .algorithms import shape_of
 from .architectures import ARCHITECTURES, architecture
-from .detect import Match, Shapes, agree, shape_of
-from .keymap import keymap, looks_like_layer
+from .detect import Match, Shapes, agree
+from .keymap import keymap
 from .model import Architecture, Component
+from .patterns import promising
+from .suffixes import looks_like_layer
 
 UNKNOWN = "unknown"  # the architecture of a model whose family has no table
 KNOWN_ENOUGH = 0.9  # of a model's denoiser tensors, the share that its family's table must know
 WEIGHTS = ("*.safetensors", "*.bin")  # in a component's folder: shards and variants of one model together
-WRAPPERS = ("model.diffusion_model.", "diffusion_model.", "unet.")  # what marks a denoiser's tensors among others
+WRAPPERS = (  # before a denoiser's names
+    *("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "prior."),
+)
+
+PARAMETERS = ((".weight", "weight"), (".bias", "bias"), (".scale", "weight"), ("", "weight"))  # ending -> what it is
 
 # OpenCLIP, as SD 2.x and SDXL checkpoints hold it: (its name, what it is in transformers' CLIP, one below another)
 OPENCLIP_LAYER = (
@@ -38,16 +45,6 @@ OPENCLIP_ENDS = (  # whole names, with the parameter's
     ("positional_embedding", "text_model.embeddings.position_embedding"),
     ("ln_final.weight", "text_model.final_layer_norm"),
     ("text_projection", "text_projection"),
-)
-
-STRANGERS = (  # families without a table here, by a tensor that they alone have
-    ("double_stream_modulation_img.lin.weight", "FLUX.2"),
-    ("double_blocks.0.img_attn.qkv.weight", "Flux (or a relative of it)"),
-    ("single_transformer_blocks.0.proj_mlp.weight", "Flux (or a relative of it)"),
-    ("joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
-    ("transformer_blocks.0.img_mlp.net.0.proj.weight", "Qwen-Image"),
-    ("blocks.0.cross_attn.k.weight", "Wan"),
-    ("input_hint_block.0.weight", "ControlNet"),
 )
 
 
@@ -91,13 +88,12 @@ def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> Model:
         BadConfig: it holds a LoRA, or nothing that could be a model.
     """
     _refuse_other(list(shapes), name)
-    found = {family.id: _targets(family.id, shapes) for family in ARCHITECTURES}
-    most = max(map(len, found.values()))
-    tied = [family for family in ARCHITECTURES if len(found[family.id]) == most]
-    best = max(tied, key=lambda family: _likeness(family.id, found[family.id]))
-    if not _known_enough(best.id, shapes):
-        return Model(name, UNKNOWN, _stranger(shapes), {})
-    return Model(name, best.id, best.name, found[best.id])
+    wrapped = {key: shape for key, shape in shapes.items() if key.startswith(WRAPPERS)}
+    denoiser = wrapped or shapes
+    id = _family(denoiser)
+    if id is None or not _known_enough(id, denoiser):
+        return Model(name, UNKNOWN, UNKNOWN, {})
+    return Model(name, id, architecture(id).name, _both_ways(id, _targets(id, shapes)))
 
 
 def compare(match: Match, shapes: Shapes, model: Model) -> dict[str, Any]:
@@ -135,8 +131,8 @@ def _names(id: str) -> dict[str, tuple[Target, ...]]:
     for part in architecture(id).components:
         for prefix, naming in _layouts(part):
             for module, target in keymap(id).targets(part.id, naming).items():
-                for parameter in ("weight", "bias"):
-                    names.setdefault(f"{prefix}{module}.{parameter}", (replace(target, parameter=parameter),))
+                for ending, parameter in PARAMETERS:
+                    names.setdefault(f"{prefix}{module}{ending}", (replace(target, parameter=parameter),))
         if part.id != "denoiser":
             for prefix in part.checkpoint:
                 names.update({f"{prefix}.{name}": targets for name, targets in _openclip(architecture(id), part.id)})
@@ -151,9 +147,9 @@ def _layouts(part: Component) -> Iterator[tuple[str, str]]:
         yield f"{prefix}.", "flat-clip"
     yield f"{part.folder}.", "diffusers"
     yield f"{part.folder}.", "flat-clip"
-    if part.id == "denoiser":
-        yield "", "original"
-        yield "", "diffusers"
+    for bare in part.prefixes.get("bare", ()):
+        for naming in ("original", "diffusers"):
+            yield (f"{bare}." if bare else ""), naming
 
 
 def _openclip(family: Architecture, component: str) -> Iterator[tuple[str, tuple[Target, ...]]]:
@@ -189,15 +185,44 @@ def _likeness(id: str, found: Mapping[Target, tuple[int, ...]]) -> tuple[int, in
     return kinds, sum(shape == wanted for shape, wanted in expected)
 
 
-def _known_enough(id: str, shapes: Mapping[str, Sequence[int]]) -> bool:
-    names = _names(id)
-    wrapped = [key for key in shapes if key.startswith(WRAPPERS)]
-    denoiser = wrapped or list(shapes)
-    return sum(key in names for key in denoiser) >= KNOWN_ENOUGH * len(denoiser)
+def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Return the family that knows the most of a denoiser's tensors; their shapes break ties."""
+    most, tied = 1, dict[str, Mapping[Target, tuple[int, ...]]]()
+    for id, at_most in promising([_unwrapped(key) for key in shapes]):
+        if at_most < most:
+            break
+        names = _names(id)
+        known = sum(key in names for key in shapes)
+        if known > most:
+            tied.clear()
+        if known >= most:
+            most = known
+            tied[id] = _targets(id, shapes)
+    return max(tied, key=lambda id: _likeness(id, tied[id])) if tied else None
 
 
-def _stranger(shapes: Mapping[str, Sequence[int]]) -> str:
-    return next((title for ending, title in STRANGERS if any(key.endswith(ending) for key in shapes)), UNKNOWN)
+def _unwrapped(key: str) -> str:
+    return next((key[len(prefix) :] for prefix in WRAPPERS if key.startswith(prefix)), key)
+
+
+def _known_enough(id: str, denoiser: Iterable[str]) -> bool:
+    names, keys = _names(id), [key for key in denoiser if key.endswith((".weight", ".bias"))]
+    return sum(key in names for key in keys) >= KNOWN_ENOUGH * len(keys)
+
+
+def _both_ways(id: str, shapes: Mapping[Target, tuple[int, ...]]) -> dict[Target, tuple[int, ...]]:
+    """Add the row blocks of the fused weights that a model holds, and the fused weights of the row blocks."""
+    map, found = keymap(id), dict(shapes)
+    for target, shape in shapes.items():
+        module = map.module(target)
+        if module is None or not module.blocks:
+            continue
+        blocks = [replace(target, block=block) for block in range(len(module.blocks))]
+        if target.block is None and shape and shape[0] == sum(module.blocks):
+            found |= {part: (height, *shape[1:]) for part, height in zip(blocks, module.blocks, strict=True)}
+        elif target.block is not None and all(part in shapes for part in blocks):
+            found[replace(target, block=None)] = (sum(shapes[part][0] for part in blocks), *shape[1:])
+    return found
 
 
 def _refuse_other(keys: Sequence[str], name: str) -> None:
@@ -235,7 +260,7 @@ def _headers(folder: Path) -> dict[str, tuple[int, ...]]:
 
 def _layer_shapes(match: Match, shapes: Shapes, model: Model) -> dict[Target, list[int | None]]:
     """Return the shape of each layer, placed by the model's family where that is one of the candidates."""
-    family = model.architecture if model.architecture in match.candidates else match.candidates[0]
+    family = model.architecture if model.architecture in match.fits else match.candidates[0]
     roles: dict[Target, dict[str, Any]] = {}
     for key, place in match.places.items():
         other = place if family == match.candidates[0] else keymap(family).place(key, match.positions)
@@ -248,7 +273,7 @@ def _modules(targets: Iterable[Target]) -> set[tuple[str, str]]:
 
 
 def _verdict(match: Match, model: Model, matched: int, total: int) -> str:
-    if model.architecture not in match.candidates or not matched:
+    if model.architecture not in match.fits or not matched:
         return "wrong-architecture"
     return "fits" if matched == total else "partial"
 
@@ -256,7 +281,7 @@ def _verdict(match: Match, model: Model, matched: int, total: int) -> str:
 def _next(verdict: str, match: Match, model: Model, unmatched: Sequence[Target], conflicts: Sequence[Target]) -> str:
     """Say in one sentence what the verdict means for the person."""
     adapter = " or ".join(architecture(id).name for id in match.candidates)
-    if model.architecture not in match.candidates:
+    if model.architecture not in match.fits:
         title = f"{model.title} model" if model.title != UNKNOWN else "model of a family that is not known here"
         return f"a LoRA for {adapter} on a {title}: load a {adapter} checkpoint, or a LoRA made for this model"
     if verdict == "fits":

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import AmbiguousFormat, UnknownFormat, UnsupportedLayer
-from ..lora_core.layers import Full, Layer, LoRA, Norm
+from ..lora_core.layers import Full, Layer, LoRA
 from ..lora_core.ops.merge import store_dtype
-from .architectures import ARCHITECTURES
 from .detect import Match
+from .expressible import expressible
 from .formats import WRITABLE, format_named
-from .keymap import Keymap, Spelling, keymap, prefix_for
+from .keymap import Keymap, Place, Spelling, keymap, layout_of, prefix_for
 from .model import Format
+from .regroup import family_of, in_layout, span, spanned, turned
 from .scales import Scales
+from .suffixes import COMMON
+from .tensors import Context, build, roles
 
 
 def decode(
@@ -28,7 +29,7 @@ def decode(
     """Return the adapter that a file's tensors stand for.
 
     Scales come from alpha tensors, else from the header (Diffusers' `lora_adapter_metadata`, PEFT's config), else
-    they are 1. Keys that no table knows become `extras`.
+    they are 1. Keys that belong to no layer become `extras`.
 
     Raises:
         AmbiguousFormat: several families fit alike and would put the layers in different places.
@@ -38,12 +39,19 @@ def decode(
     _refuse_incomplete(match, file)
     map = keymap(match.candidates[0])
     scales = Scales.read(metadata)
-    layers = {
-        target: _layer({role: tensors[key] for role, key in roles.items()}, target, map, scales)
-        for target, roles in match.layers.items()
-    }
-    idle = [roles["alpha"] for roles in match.layers.values() if "alpha" in roles and "down" not in roles]
-    extras = {key: tensors[key] for key in (*match.unknown, *idle)}  # a dense layer's alpha does nothing
+    layers: dict[Target, Layer] = {}
+    for target, keys in match.layers.items():
+        place = _factors(match, keys)
+        parts = {role: tensors[key] for role, key in keys.items() if not _idle(role, keys)}
+        if not parts:
+            continue
+        layer = build(parts, _context(map, target, keys, place, scales))
+        if layout_of(map.family, place.spelling.naming) == "diffusers":
+            layer = turned(target, layer, map)
+        layers.update(span(target, layer, place.blocks, map) if place.blocks else {target: layer})
+    _scale_biases(layers, match)
+    idle = [key for keys in match.layers.values() for role, key in keys.items() if _idle(role, keys)]
+    extras = {key: tensors[key] for key in (*match.unknown, *match.riders, *idle)}  # a dense layer's alpha does nothing
     return Adapter(match.architecture, layers, dict(metadata), extras)
 
 
@@ -57,11 +65,13 @@ def encode(adapter: Adapter, format: str) -> dict[str, Tensor]:
     if not row.writable:
         raise UnsupportedLayer(f"{format}: this dialect is read but not written. Choose one of {', '.join(WRITABLE)}")
     map = keymap(family_of(adapter))
+    written = _Written(row, map)
     tensors: dict[str, Tensor] = {}
-    for target, layer in adapter.layers.items():
-        tensors.update(
-            _spelled(map, target, _expressible(layer, target, row, map), _spelling(row, map, target), row.alpha)
-        )
+    for component in dict.fromkeys(target.component for target in adapter.layers):
+        own = {target: layer for target, layer in adapter.layers.items() if target.component == component}
+        layers = in_layout(own, map, layout_of(map.family, written.naming(component)))
+        for target, layer in layers.items():
+            tensors.update(written.keys(target, expressible(target, layer, layers, row, map)))
     return {**tensors, **adapter.extras}
 
 
@@ -72,128 +82,141 @@ def encode_like(adapter: Adapter, match: Match) -> dict[str, Tensor]:
     """
     map = keymap(match.candidates[0])
     tensors: dict[str, Tensor] = {}
-    for target, roles in match.layers.items():
-        places = [match.places[key] for key in roles.values()]
-        spelling = next((place.spelling for place in places if place.spelling.suffixes), places[0].spelling)
-        alpha = "tensor" if "alpha" in roles else "folded"
-        tensors.update(_spelled(map, target, adapter.layers[target], spelling, alpha, match.positions))
+    for target, keys in match.layers.items():
+        place = _factors(match, keys)
+        layer = spanned(target, adapter.layers, place.blocks, map) if place.blocks else adapter.layers.get(target)
+        if layer is None:
+            continue
+        if layout_of(map.family, place.spelling.naming) == "diffusers":
+            layer = turned(target, layer, map)
+        silent = "config" if match.format == "peft" and not isinstance(layer, LoRA) else "folded"
+        parts = roles(layer, target.parameter, "tensor" if "alpha" in keys else silent)
+        for role, tensor in _as_read(parts, keys, layer, adapter, target).items():
+            key = keys.get(role) or map.spell(target, role, place.spelling, match.positions)
+            if key is None:
+                raise _unspeakable(target, place.spelling)
+            tensors[key] = tensor
     return {**tensors, **adapter.extras}
 
 
-def _layer(parts: Mapping[str, Tensor], target: Target, map: Keymap, scales: Scales) -> Layer:
-    for role in ("diff", "diff_b"):
-        if role in parts:
-            return Full(parts[role])
-    for role in ("w_norm", "b_norm"):
-        if role in parts:
-            return Norm(parts[role])
-    down, up = _unflattened(parts["down"], parts["up"], map.shape(target))
-    rank = int(down.shape[0])
-    if "alpha" in parts:
-        alpha = float(parts["alpha"])
-    else:
-        part = map.family.component(target.component)
-        prefix = (prefix_for(part, "diffusers") if part else None) or ""
-        alpha = scales.alpha(prefix, map.name(target, "diffusers") or "", rank)
-    return LoRA(down, up, alpha, parts.get("mid"))
+@dataclass(frozen=True)
+class _Written:
+    """How one family's layers are written in one dialect."""
 
+    row: Format
+    map: Keymap
 
-def _unflattened(down: Tensor, up: Tensor, shape: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-    """Give factors of a convolution their kernel back; ComfyUI's own trainer stores `down` as (rank, in * kernel)."""
-    flat = shape is not None and math.prod(shape[2:]) > 1 and down.shape[1:] == (math.prod(shape[1:]),)
-    if shape is None or not flat or up.dim() != 2:
-        return down, up
-    return down.reshape(-1, *shape[1:]), up[:, :, None, None]
+    def naming(self, component: str) -> str:
+        first, family = self.row.namings[0], self.map.family
+        kohya = family.kohya_naming if self._inside_denoiser(component) else "diffusers"
+        return {"family": kohya, "aitoolkit": family.aitoolkit[1]}.get(first, first)
 
+    def keys(self, target: Target, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a layer's tensors by key.
 
-def _spelled(
-    map: Keymap,
-    target: Target,
-    layer: Layer,
-    spelling: Spelling,
-    alpha: str,
-    positions: Mapping[str, frozenset[str]] | None = None,
-) -> dict[str, Tensor]:
-    """Return one layer's tensors by key."""
-    tensors: dict[str, Tensor] = {}
-    for role, tensor in _roles(layer, target, alpha).items():
-        key = map.spell(target, role, spelling, positions)
-        if key is None:
+        Raises:
+            UnsupportedLayer: the dialect has no name for the module.
+        """
+        spelling = self.spelling(target)
+        whole = replace(target, block=None) if "oft_blocks" in parts else target
+        block = target.block if "oft_blocks" in parts else None
+        tensors: dict[str, Tensor] = {}
+        for role, tensor in parts.items():
+            own = spelling if role != "magnitude" or "bias" in self.row.kinds else replace(spelling, suffixes=COMMON)
+            key = self.map.spell(whole, role, own, block=block if role == "oft_blocks" else None)
+            if key is None:
+                raise _unspeakable(target, spelling)
+            tensors[key] = tensor
+        return tensors
+
+    def spelling(self, target: Target) -> Spelling:
+        part = self.map.family.component(target.component)
+        kinds = self._kinds()
+        kind = next((kind for kind in kinds if part and prefix_for(part, kind) is not None), None)
+        if part is None or kind is None:
             raise UnsupportedLayer(
-                f"{target.component}.{target.module}: the {spelling.naming} naming has no word for it"
+                f"{target.component}: the {self.row.id} dialect has no prefix for it in {self.map.family.name}. "
+                f"Choose another --to"
             )
-        tensors[key] = tensor
-    return tensors
+        joiner = next(prefix.joiner for prefix in self.map.spellings if prefix.prefixes == kind)
+        suffixes = self.row.suffixes[0] if self.row.suffixes else ""
+        return Spelling(kind, prefix_for(part, kind) or "", joiner, self.naming(target.component), suffixes)
+
+    def _inside_denoiser(self, component: str) -> bool:
+        """Tell whether kohya files name a component's modules as the denoiser's: it is the denoiser or a part of it."""
+        whole, part = (self.map.family.component(id) for id in ("denoiser", component))
+        first = prefix_for(whole, "kohya") if whole else None
+        return bool(part and first and (prefix_for(part, "kohya") or "").startswith(first))
+
+    def _kinds(self) -> tuple[str, ...]:
+        """Return the families of prefixes to write, the first that a component has."""
+        denoiser = self.map.family.component("denoiser")
+        if self.row.prefixes == ("aitoolkit",):
+            return (self.map.family.aitoolkit[0],)
+        first = self.row.prefixes[0]
+        if denoiser is not None and len(self.row.prefixes) > 1 and prefix_for(denoiser, first) is None:
+            return self.row.prefixes[-1:]  # the dialect writes this family in its other form
+        return self.row.prefixes
 
 
-def _roles(layer: Layer, target: Target, alpha: str) -> dict[str, Tensor]:
-    bias = target.parameter == "bias"
-    if isinstance(layer, Norm):
-        return {"b_norm" if bias else "w_norm": layer.diff}
-    if isinstance(layer, Full):
-        return {"diff_b" if bias else "diff": layer.diff}
-    up = layer.up
-    if alpha == "folded" and layer.scale != 1:
-        up = store_dtype(up.float() * layer.scale, up.dtype)
-    roles = {"down": layer.down, "up": up}
-    if layer.mid is not None:
-        roles["mid"] = layer.mid
-    if alpha == "tensor":
-        roles["alpha"] = store_dtype(torch.tensor(layer.alpha), layer.up.dtype)
-    return roles
+def _factors(match: Match, keys: Mapping[str, str]) -> Place:
+    """Return the place of a layer's factors, or of whatever it has: the spelling that names its dialect."""
+    places = [match.places[key] for key in keys.values()]
+    return next((place for place in places if place.spelling.suffixes), places[0])
 
 
-def _spelling(row: Format, map: Keymap, target: Target) -> Spelling:
+def _idle(role: str, keys: Mapping[str, str]) -> bool:
+    """Tell whether a tensor does nothing: the alpha of a layer that has no scale."""
+    return role == "alpha" and bool({"diff", "diff_b", "w_norm", "b_norm"} & set(keys))
+
+
+def _context(map: Keymap, target: Target, keys: Mapping[str, str], place: Place, scales: Scales) -> Context:
     part = map.family.component(target.component)
-    prefix = prefix_for(part, row.prefixes[0]) if part else None
-    if prefix is None:
-        raise UnsupportedLayer(
-            f"{target.component}: the {row.id} dialect has no prefix for it in {map.family.name}. Choose another --to"
-        )
-    denoiser = target.component == "denoiser"
-    suffixes = row.suffixes[0] if denoiser or row.text_suffixes is None else row.text_suffixes
-    naming = row.namings[0]
-    if naming == "family":
-        naming = map.family.kohya_naming
-    return Spelling(row.prefixes[0], prefix, row.joiner, naming, suffixes)
+    prefix = (prefix_for(part, "diffusers") if part else None) or ""
+    names = [name for naming in ("diffusers", "original") if (name := map.name(target, naming))]
+
+    def alpha_of(rank: int) -> float:
+        return scales.alpha(prefix, names, rank)
+
+    return Context(
+        shape=map.shape(target),
+        alpha_of=alpha_of,
+        settings=scales.settings(prefix),
+        kohya_oft=place.spelling.prefixes == "oft",
+        peft_dora="dora_scale" not in keys.get("magnitude", ""),
+    )
 
 
-def _expressible(layer: Layer, target: Target, row: Format, map: Keymap) -> Layer:
-    """Return the layer as the dialect can hold it, the same change bit for bit or rounded in float32."""
-    if isinstance(layer, Full):
-        if row.dense:
-            return layer
-        raise UnsupportedLayer(
-            f"{target.component}.{target.module}: a full difference cannot be said in the {row.id} dialect. "
-            f"Convert to kohya or comfy, which keep it"
-        )
-    if layer.mid is not None and not row.tucker:
-        dtype = layer.down.dtype
-        kernel = layer.mid.shape[2:]
-        down = layer.columns().reshape(layer.rank, -1, *kernel)
-        layer = replace(layer, down=store_dtype(down, dtype), mid=None)
-    return _with_module_shape(layer, map.shape(target)) if row.module_shape else layer
+def _scale_biases(layers: dict[Target, Layer], match: Match) -> None:
+    """Put the scale of a LoRA layer on the bias that belongs to it (PEFT's `lora_bias`)."""
+    for target, keys in match.layers.items():
+        weight = layers.get(replace(target, parameter="weight"))
+        layer = layers.get(target)
+        if "up_bias" in keys and isinstance(weight, LoRA) and isinstance(layer, Full):
+            layers[target] = replace(layer, scale=weight.scale)
 
 
-def _with_module_shape(layer: LoRA, shape: tuple[int, ...] | None) -> LoRA:
-    """Give linear factors of a 1x1 convolution its four dimensions, and the other way round."""
-    if shape is None or layer.down.dim() == len(shape) or layer.mid is not None:
-        return layer
-    if layer.down.dim() == 2:
-        return replace(layer, down=layer.down[:, :, None, None], up=layer.up[:, :, None, None])
-    if layer.down.shape[2:].numel() == 1:
-        return replace(layer, down=layer.down.flatten(1), up=layer.up.flatten(1))
-    return layer
+def _as_read(
+    parts: Mapping[str, Tensor], keys: Mapping[str, str], layer: Layer, adapter: Adapter, target: Target
+) -> dict[str, Tensor]:
+    """Return a layer's tensors under the roles that the file had for them."""
+    found = dict(parts)
+    if "up_bias" in keys and isinstance(layer, Full):
+        weight = adapter.layers.get(replace(target, parameter="weight"))
+        scale = layer.scale / weight.scale if isinstance(weight, LoRA) else layer.scale
+        bias = layer.diff if scale == 1 else store_dtype(layer.diff.float() * scale, layer.diff.dtype)
+        return {"up_bias": bias}
+    if "embedding_down" in keys and isinstance(layer, LoRA):
+        return {"embedding_down": found["up"].T.contiguous(), "embedding_up": found["down"].T.contiguous()}
+    if "diff_m" in keys:
+        return {"diff_m": found["diff"]}
+    if "oft_blocks" in keys and target.block is not None and "alpha" in found:
+        found["alpha"] = found["alpha"].to(found["oft_blocks"].dtype)
+    return found
 
 
-def family_of(adapter: Adapter) -> str:
-    """Return the id of the adapter's family, or of the first that has all its targets where several fit alike."""
-    if adapter.architecture:
-        return adapter.architecture
-    for family in ARCHITECTURES:
-        if all(keymap(family.id).name(target, "original") for target in adapter.layers):
-            return family.id
-    raise UnsupportedLayer("this adapter's layers belong to no one model family")
+def _unspeakable(target: Target, spelling: Spelling) -> UnsupportedLayer:
+    return UnsupportedLayer(f"{target.component}.{target.module}: the {spelling.naming} naming has no word for it")
 
 
 def _refuse_ambiguity(match: Match, file: str | Path | None) -> None:

@@ -7,18 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..lora_core.adapter import Target
+from .algorithms import INNER, LOWEST, Shape, algorithm_of, missing
 from .keymap import Place
-
-Shape = Sequence[int | None] | None  # None, or None or -1 inside, where unknown
-PARTS = (  # the parts that make a layer; an alpha may stand beside each
-    frozenset({"down", "up"}),
-    frozenset({"down", "up", "mid"}),
-    frozenset({"diff"}),
-    frozenset({"diff_b"}),
-    frozenset({"w_norm"}),
-    frozenset({"b_norm"}),
-)
-LOWEST = {"down": 2, "up": 2, "mid": 3, "diff": 1, "diff_b": 1, "w_norm": 1, "b_norm": 1, "alpha": 0}  # dimensions
 
 
 def faults(places: Mapping[str, Place], shapes: Mapping[str, Shape], partly_known: Iterable[Target]) -> dict[str, str]:
@@ -29,10 +19,12 @@ def faults(places: Mapping[str, Place], shapes: Mapping[str, Shape], partly_know
     layers: dict[Target, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for key, place in places.items():
         layers[place.target][place.role].append(key)
+    split = {(target.component, target.module) for target in layers if target.block is not None}
     skipped, found = set(partly_known), dict[str, str]()
     for target, roles in layers.items():
         keys = [key for same in roles.values() for key in same]
-        fault = _repeated(places, roles) or ("" if target in skipped else _missing(roles))
+        shared = set(roles) == {"alpha"} and (target.component, target.module) in split  # one for all row blocks
+        fault = _repeated(places, roles) or ("" if shared or target in skipped else _missing(roles))
         fault = fault or _misshapen({role: shapes[same[0]] for role, same in roles.items()})
         if fault:
             found.update(dict.fromkeys(keys, fault))
@@ -47,11 +39,10 @@ def _repeated(places: Mapping[str, Place], roles: Mapping[str, Sequence[str]]) -
 
 
 def _missing(roles: Mapping[str, Sequence[str]]) -> str:
-    given = frozenset(roles) - {"alpha"}
-    if given in PARTS:
+    if algorithm_of(roles):
         return ""
-    wanted = next((parts - given for parts in PARTS if given < parts), {"down", "up"})
-    return f"its {' and '.join(sorted(wanted))} is missing"
+    lacking = missing(roles)
+    return f"its {' and '.join(sorted(lacking))} is missing" if lacking else "its parts belong to different algorithms"
 
 
 def _misshapen(shapes: Mapping[str, Shape]) -> str:
@@ -60,16 +51,31 @@ def _misshapen(shapes: Mapping[str, Shape]) -> str:
         role: [None if size == -1 else size for size in shape] for role, shape in shapes.items() if shape is not None
     }
     for role, shape in known.items():
-        if len(shape) < LOWEST[role] or 0 in shape:
+        if len(shape) < LOWEST.get(role, 0) or 0 in shape:
             return f"its {role} has the shape {shape}"
     if "alpha" in known and math.prod(size or 1 for size in known["alpha"]) != 1:
         return f"its alpha has the shape {known['alpha']}"
+    return _apart(known) or _tucker(known)
+
+
+def _apart(known: Mapping[str, list[int | None]]) -> str:
+    """Name two factors whose inner dimensions differ; Tucker forms keep theirs elsewhere and are left to `_tucker`."""
+    for a, axis, b, other in INNER:
+        core = known.get(a.replace("_w", "_t").removesuffix("_a")) if "_w" in a else None
+        if a not in known or b not in known or core:
+            continue
+        sizes = {known[a][axis], known[b][other]} - {None}
+        pointwise = known[b][2:] if (a, b) == ("down", "up") else []
+        if len(sizes) > 1 or any(size not in (1, None) for size in pointwise):
+            return f"its {a} {known[a]} and {b} {known[b]} do not go together"
+    return ""
+
+
+def _tucker(known: Mapping[str, list[int | None]]) -> str:
     down, up, mid = known.get("down"), known.get("up"), known.get("mid")
-    if not down or not up:
+    if not down or not up or not mid:
         return ""
-    ranks = {size for size in (down[0], up[1], *(mid[:2] if mid else ())) if size is not None}
-    pointwise = [*up[2:], *(down[2:] if mid else ())]
-    if len(ranks) > 1 or any(size not in (1, None) for size in pointwise):
-        middle = f", mid {mid}" if mid else ""
-        return f"its down {down} and up {up}{middle} do not go together"
+    ranks = {size for size in (down[0], up[1], *mid[:2]) if size is not None}
+    if len(ranks) > 1 or any(size not in (1, None) for size in (*up[2:], *down[2:])):
+        return f"its down {down}, up {up} and mid {mid} do not go together"
     return ""

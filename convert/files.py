@@ -14,12 +14,13 @@ from ..lora_core.adapter import Adapter
 from ..lora_core.errors import BadConfig, UnknownFormat
 from ..lora_core.ops.merge import store_dtype
 from ..lora_core.ops.provenance import STALE
-from . import peft
+from . import peft, positional
 from .architectures import architecture
-from .codec import decode, encode, encode_like, family_of
+from .codec import decode, encode, encode_like
 from .detect import Match, detect
 from .formats import WRITABLE
 from .keymap import keymap
+from .regroup import family_of
 from .scales import PEFT_KEY
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -37,16 +38,18 @@ class Loaded:
 def tensors_at(path: str | Path) -> store.Stored:
     """Return the tensors and header of a LoRA file, or of a folder as PEFT writes it.
 
-    A PEFT configuration beside the weights becomes the header entry `adapter_config.json`.
+    A PEFT configuration beside the weights becomes the header entry `adapter_config.json`. Layers that the file numbers
+    come under the numbers of the family's table, see `positional`.
 
     Raises:
         FileProblem: nothing readable is there.
+        UnknownFormat: the layers are numbered in an order that is not known.
     """
     path = Path(path)
     if path.is_dir():
         return peft.read_folder(path)
     stored = store.load(path)
-    return store.Stored(stored.tensors, {**peft.config_beside(path), **stored.metadata})
+    return positional.named(store.Stored(stored.tensors, {**peft.config_beside(path), **stored.metadata}), path)
 
 
 def load(path: str | Path) -> Loaded:

@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from .model import Format, Suffixes
+from .model import Format, Naming
 
-SUFFIXES: tuple[Suffixes, ...] = (
-    Suffixes("up-down", {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.weight"}),
-    Suffixes("A-B", {"down": "lora_A.weight", "up": "lora_B.weight"}),
-    Suffixes("A-B-named", {"down": "lora_A.{name}.weight", "up": "lora_B.{name}.weight"}),
-    Suffixes("lora.down", {"down": "lora.down.weight", "up": "lora.up.weight"}),
-    Suffixes("lora_linear_layer", {"down": "lora_linear_layer.down.weight", "up": "lora_linear_layer.up.weight"}),
-    Suffixes("processor", {"down": "down.weight", "up": "up.weight"}),
-    Suffixes("positional", {"down": "down", "up": "up"}),
+# Namings that every family has, beside its own and the two layouts.
+NAMINGS: tuple[Naming, ...] = (
+    Naming(  # Diffusers 0.12-0.21: the layers belonged to the attention processor; 0.17 named CLIP's so too
+        "attn-processor",
+        of="diffusers",
+        endings=(
+            (".to_q", ".processor.to_q_lora"),
+            (".to_k", ".processor.to_k_lora"),
+            (".to_v", ".processor.to_v_lora"),
+            (".to_out.0", ".processor.to_out_lora"),
+            (".q_proj", ".to_q_lora"),
+            (".k_proj", ".to_k_lora"),
+            (".v_proj", ".to_v_lora"),
+            (".out_proj", ".to_out_lora"),
+        ),
+        suffixes=("processor",),
+    ),
+    Naming(  # Custom Diffusion saves whole weights of the attention to the text
+        "custom-diffusion",
+        of="diffusers",
+        endings=(
+            (".attn2.to_q", ".attn2.processor.to_q_custom_diffusion"),
+            (".attn2.to_k", ".attn2.processor.to_k_custom_diffusion"),
+            (".attn2.to_v", ".attn2.processor.to_v_custom_diffusion"),
+            (".attn2.to_out.0", ".attn2.processor.to_out_custom_diffusion.0"),
+        ),
+        suffixes=("custom-diffusion",),
+    ),
+    Naming(  # transformers >= 5.6 has no text_model level in CLIPTextModel
+        "flat-clip",
+        of="diffusers",
+        beginning=("text_model.", ""),
+    ),
 )
-COMMON_SUFFIXES = {  # the same in every dialect
-    "alpha": "alpha",
-    "diff": "diff",
-    "diff_b": "diff_b",
-    "w_norm": "w_norm",
-    "b_norm": "b_norm",
-}
 
-# Suffixes of algorithms that have no layer type yet: a key that ends in one belongs to a layer.
-FOREIGN_SUFFIXES = (
-    *("dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_B.bias", "scalar"),
-    *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
-    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    *("oft_blocks", "oft_R.weight", "rescale", "boft_R", "boft_s", "ia3_l", "on_input"),
-    *("a1.weight", "a2.weight", "b1.weight", "b2.weight", "diff_m", "set_weight", "reshape_weight"),
-)
-
-# Namings that differ from a layout in a few words: (layout, ((ending or beginning, its replacement), ...)).
-PROCESSOR_ENDINGS = (  # Diffusers 0.12-0.21: the layers belonged to the attention processor; 0.17 named CLIP's so too
-    (".to_q", ".processor.to_q_lora"),
-    (".to_k", ".processor.to_k_lora"),
-    (".to_v", ".processor.to_v_lora"),
-    (".to_out.0", ".processor.to_out_lora"),
-    (".q_proj", ".to_q_lora"),
-    (".k_proj", ".to_k_lora"),
-    (".v_proj", ".to_v_lora"),
-    (".out_proj", ".to_out_lora"),
-)
-FLAT_CLIP_BEGINNING = ("text_model.", "")  # transformers >= 5.6 has no text_model level in CLIPTextModel
+LYCORIS = ("lora", "tucker", "loha", "lokr", "dora", "full", "norm", "oft", "boft", "glora", "ia3", "value")
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -49,20 +47,18 @@ FORMATS: tuple[Format, ...] = (
         "kohya / A1111 (lora_unet_, lora_te_)",
         prefixes=("kohya",),
         namings=("family", "original", "diffusers", "flat-clip"),
-        suffixes=("up-down",),
-        joiner="_",
-        dense=True,
-        tucker=True,
+        suffixes=("up-down", "ia3"),
+        kinds=(*LYCORIS, "oft_v2"),
         writable=True,
     ),
     Format(
         "diffusers",
-        "Diffusers 0.22 and later (unet., text_encoder.)",
+        "Diffusers 0.22 and later (unet., transformer., text_encoder.)",
         prefixes=("diffusers",),
         namings=("diffusers", "flat-clip"),
-        suffixes=("lora.down", "lora_linear_layer", "A-B", "A-B-named"),
-        text_suffixes="lora_linear_layer",
+        suffixes=("A-B", "lora.down", "lora_linear_layer", "A-B-named", "A-B-bare"),
         alpha="folded",
+        kinds=("lora", "dora", "bias"),
         module_shape=True,
         writable=True,
     ),
@@ -79,8 +75,9 @@ FORMATS: tuple[Format, ...] = (
         "PEFT adapter_model (base_model.model.)",
         prefixes=("peft",),
         namings=("diffusers", "original", "flat-clip"),
-        suffixes=("A-B", "A-B-named"),
+        suffixes=("A-B", "A-B-named", "A-B-bare", "embedding", "peft"),
         alpha="config",
+        kinds=("lora", "dora", "bias"),
         module_shape=True,
         writable=True,
     ),
@@ -89,40 +86,77 @@ FORMATS: tuple[Format, ...] = (
         "ComfyUI generic names (diffusion_model., text_encoders.)",
         prefixes=("comfy",),
         namings=("original", "diffusers", "flat-clip"),
-        suffixes=("up-down", "A-B", "A-B-named", "lora.down"),
-        dense=True,
-        tucker=True,
+        suffixes=("up-down", "A-B", "A-B-named", "A-B-bare", "lora.down", "norm-scale"),
+        kinds=(*LYCORIS, "oft_v2"),
+        writable=True,
+    ),
+    Format(
+        "onetrainer",
+        "OneTrainer's own (lora_transformer_, lora_prior_unet_, or transformer. with alphas)",
+        prefixes=("onetrainer", "kohya", "diffusers"),
+        namings=("diffusers", "original"),
+        suffixes=("up-down",),
+        kinds=("lora", "dora", "loha", "lokr", "oft_v2"),
+        writable=True,
+    ),
+    Format(
+        "ai-toolkit",
+        "ai-toolkit (lora_A and lora_B without alpha, in the family's own naming)",
+        prefixes=("aitoolkit",),
+        namings=("aitoolkit",),
+        suffixes=("A-B",),
+        alpha="folded",
+        kinds=("lora", "lokr"),
         writable=True,
     ),
     Format(
         "omi",
-        "OMI (unet. with the original names)",
+        "OMI (unet. or transformer. with the original names)",
         prefixes=("diffusers",),
         namings=("original",),
-        suffixes=("up-down", "A-B"),
+        suffixes=("up-down", "A-B", "A-B-named"),
+    ),
+    Format(
+        "kohya-oft",
+        "kohya's OFT (oft_unet_)",
+        prefixes=("oft",),
+        namings=("family", "original", "diffusers"),
+        suffixes=(),
+        kinds=("oft_kohya",),
+        writable=True,
     ),
     Format(
         "original",
         "original names without a prefix",
-        prefixes=("bare",),
+        prefixes=("bare", "comfy"),  # text encoders have one
         namings=("original",),
-        suffixes=("A-B", "up-down", "A-B-named"),
+        suffixes=("A-B", "up-down", "A-B-named", "A-B-bare", "norm-scale"),
+        kinds=(*LYCORIS, "oft_v2"),
+        writable=True,
     ),
     Format(
         "diffusers-bare",
         "Diffusers names without a prefix",
         prefixes=("bare",),
         namings=("diffusers",),
-        suffixes=("A-B", "up-down", "lora.down", "A-B-named"),
+        suffixes=("A-B", "up-down", "lora.down", "A-B-named", "A-B-bare"),
         alpha="folded",
     ),
+    Format("xlabs", "XLabs and USO (processor names)", ("bare",), ("xlabs",), ("processor",), alpha="folded"),
+    Format(
+        "custom-diffusion",
+        "Custom Diffusion (whole weights of attention processors)",
+        prefixes=("bare", "diffusers"),
+        namings=("custom-diffusion",),
+        suffixes=("custom-diffusion",),
+    ),
+    Format("control-lora", "Stability's Control-LoRA (.up, .down)", ("control",), ("original",), ("control",)),
     Format(
         "safeloras",
-        "cloneofsimo's positional safeloras (unet:0:up)",
+        "numbered layers (cloneofsimo's safeloras and lists, Stability's for Stable Cascade)",
         prefixes=("positional",),
         namings=("positional",),
         suffixes=("positional",),
-        joiner=":",
         alpha="folded",
     ),
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..lora_core.adapter import Target
+from .algorithms import kind_of
 from .architectures import architecture
 from .detect import Match, Shapes
 from .keymap import Spelling, keymap, prefix_for
@@ -21,6 +22,8 @@ from .scales import Scales
 ATTENTION = (".to_q", ".to_k", ".to_v", ".to_out.0")
 CLIP_MATRICES = (".q_proj", ".k_proj", ".v_proj", ".out_proj", ".mlp.fc1", ".mlp.fc2")
 ROLE_MARKS = {"mid": "tucker", "diff": "full", "diff_b": "bias", "w_norm": "norm", "b_norm": "norm", "alpha": "alpha"}
+JUDGED_FAMILIES = ("sd15", "sd21", "sdxl")  # what the facts below were seen with
+JUDGED_KINDS = frozenset({"lora", "full", "norm"})
 TEXT = ("clip_l", "clip_g", "clip_h")
 KOHYA = ("kohya",)
 DOTTED = ("diffusers", "comfy", "peft", "bare")
@@ -313,6 +316,9 @@ def verdicts(
     `loads` means that every layer takes effect; a wrong strength, which leaves `loads` true, is said in `why`.
     """
     layers = match.layers
+    strange = _unjudged(match)
+    if strange:
+        return {host.id: {"loads": False, "why": f"not judged: {strange}"} for host in HOSTS}
     looks = {target: _look(match, layers, target, shapes) for target in layers}
     keys = {target: len(roles) for target, roles in layers.items()}
     scale = _header_scale(match, shapes, metadata)
@@ -320,6 +326,15 @@ def verdicts(
     if _mixed_attention_alphas(match, alphas or {}):
         marks |= {"mixed-attention-alphas"}
     return {host.id: _verdict(host, match, looks, keys, marks, scale) for host in HOSTS}
+
+
+def _unjudged(match: Match) -> str:
+    """Return why no host's facts apply to a file, empty where they do."""
+    family = match.candidates[0]
+    if family not in JUDGED_FAMILIES:
+        return f"what it does with {architecture(family).name} LoRAs is not in the tables here yet"
+    kinds = {kind_of(roles) for roles in match.layers.values()} - JUDGED_KINDS
+    return f"what it does with layers of {' and '.join(sorted(kinds))} is not in the tables here yet" if kinds else ""
 
 
 def _verdict(
@@ -348,7 +363,7 @@ def _refusal(host: Host, match: Match, unread: Mapping[Target, Fact], keys: Mapp
     if fatal:
         return f"reads nothing: {fatal.why}"
     reason = Counter(fact.why for fact in unread.values()).most_common(1)[0][0]
-    missed = sum(keys[target] for target in unread) + len(match.unknown)
+    missed = sum(keys[target] for target in unread) + len(match.unknown) + len(match.riders)
     if host.patience is not None and missed > host.patience:
         known = f"as any with more than {host.patience} keys it does not know ({missed} here)"
         return f"refuses the file, {known}: {reason}"
@@ -402,9 +417,10 @@ def _file_marks(match: Match, looks: Mapping[Target, Look], metadata: Mapping[st
         yield "sgm-and-diffusers"
     if {"kohya"} < prefixes:
         yield "kohya-and-others"
-    if match.unknown and ("kohya" in prefixes or any("lora" not in key for key in match.unknown)):
+    strays = (*match.unknown, *match.riders)
+    if strays and ("kohya" in prefixes or any("lora" not in key for key in strays)):
         yield "stray-keys"
-    if any(key.startswith("bundle_emb.") for key in match.unknown):
+    if any(key.startswith("bundle_emb.") for key in match.riders):
         yield "embedding"
     if match.incomplete:
         yield "incomplete"

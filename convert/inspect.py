@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,24 @@ from torch import Tensor
 
 from ..lora_core import store
 from ..lora_core.adapter import Target
+from ..lora_core.errors import LorasmithError
 from ..lora_core.header import opened, read_tensors
 from . import peft
 from .against import Model, compare, read_model
-from .architectures import architecture
-from .detect import Match, detect
+from .algorithms import ALGORITHMS, kind_of
+from .architectures import ARCHITECTURES, architecture
+from .detect import POSITIONAL, Match, detect
+from .files import tensors_at
 from .formats import format_named
 from .hosts import HOSTS, header_alphas, verdicts
-from .keymap import keymap, looks_like_layer
-from .scales import PEFT_KEY
+from .keymap import keymap
+from .positional import numbered
+from .scales import DIFFUSERS_KEY, PEFT_KEY
+from .suffixes import looks_like_layer
 from .words import base_model, one_line, trigger_words
 
-KINDS = {"down": "lora", "up": "lora", "diff": "full", "diff_b": "full", "w_norm": "norm", "b_norm": "norm"}  # by role
+KINDS = (*(row.id for row in ALGORITHMS), "dora")
+RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "embedding_down", "a2")  # whose first axis is the rank
 WEBUIS = ("comfyui", "a1111", "forge")  # hosts that kohya files suit
 SHOWN = 3  # of a list, in text
 
@@ -67,7 +74,7 @@ def info(
     model = read_model(against) if isinstance(against, (str, Path)) else against
     file = _open(Path(path))
     header = file.header
-    match = detect(header.shapes, header.metadata, file.path)
+    match = _detected(header, file.path)
     findings = None if fast else _look_through(file)
     return {
         "file": str(path),
@@ -83,12 +90,13 @@ def info(
         "dtypes": _counts(header.dtypes.values()),
         "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
         "unknown_keys": list(match.unknown),
+        "riders": list(match.riders),
         "incomplete": list(match.incomplete),
         "health": _health(match, findings),
         "trigger_words": trigger_words(header.metadata, path),
         "base_model": base_model(header.metadata, path),
         "metadata": dict(header.metadata),
-        "hosts": verdicts(match, header.shapes, header.metadata, findings.alphas if findings else None),
+        "hosts": _verdicts(match, header, findings),
         "against": compare(match, header.shapes, model) if model else None,
         **({"keys": _keys(match, header)} if keys else {}),
     }
@@ -108,17 +116,57 @@ def text(info: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _detected(header: store.Header, path: Path) -> Match:
+    """Detect what a file is; files with the same keys, shapes and tell-tale header entries are looked at once."""
+    try:
+        return _detected_once(tuple(header.shapes.items()), _telling(header))
+    except LorasmithError:
+        return detect(header.shapes, header.metadata, path)  # for the file's name in the refusal
+
+
+def _verdicts(match: Match, header: store.Header, findings: _Findings | None) -> dict[str, dict[str, Any]]:
+    if findings is not None:
+        return verdicts(match, header.shapes, header.metadata, findings.alphas)
+    return {
+        host: dict(said) for host, said in _verdicts_once(tuple(header.shapes.items()), _telling(header)).items()
+    }
+
+
+@lru_cache(maxsize=64)
+def _detected_once(shapes: tuple[tuple[str, tuple[int, ...]], ...], telling: tuple[tuple[str, str], ...]) -> Match:
+    return detect(dict(shapes), dict(telling))
+
+
+@lru_cache(maxsize=64)
+def _verdicts_once(
+    shapes: tuple[tuple[str, tuple[int, ...]], ...], telling: tuple[tuple[str, str], ...]
+) -> dict[str, dict[str, Any]]:
+    return verdicts(_detected_once(shapes, telling), dict(shapes), dict(telling))
+
+
+def _telling(header: store.Header) -> tuple[tuple[str, str], ...]:
+    """Return the header's entries that say something of the family, the scales or the order of the layers."""
+    hints = {key for family in ARCHITECTURES for key in family.hints}
+    wanted = {*hints, DIFFUSERS_KEY, *POSITIONAL, "format"}
+    return tuple(
+        (key, text) for key, text in sorted(header.metadata.items()) if key in wanted or key.endswith(PEFT_KEY)
+    ) or tuple((key, "") for key in sorted(header.metadata)[:1])  # whether there is a header at all counts too
+
+
 def _open(path: Path) -> _File:
     if not path.is_dir():
         header = store.header(path)
-        return _File(path, (path,), replace(header, metadata={**peft.config_beside(path), **header.metadata}))
-    stored = peft.read_folder(path)
+        if not numbered(header.shapes):
+            return _File(path, (path,), replace(header, metadata={**peft.config_beside(path), **header.metadata}))
+    stored = tensors_at(path)
     header = store.Header(
         shapes={key: tuple(tensor.shape) for key, tensor in stored.tensors.items()},
         dtypes={key: store.dtype_name(tensor.dtype) for key, tensor in stored.tensors.items()},
         metadata=stored.metadata,
         spans={},
     )
+    if not path.is_dir():
+        return _File(path, (path,), header, stored.tensors)
     folders = (path / name for name in ("", *peft.FOLDERS))
     weights = [
         next((folder / name for name in (peft.WEIGHTS, peft.LEGACY_WEIGHTS) if (folder / name).is_file()), None)
@@ -162,22 +210,22 @@ def _hashes(files: Sequence[Path], fast: bool) -> dict[str, str]:
 def _layers(match: Match) -> dict[str, Any]:
     kinds: dict[tuple[str, str], str] = {}  # a module with a matrix and a bias is one layer, of the matrix's kind
     for target, roles in match.layers.items():
-        kind = next((KINDS[role] for role in KINDS if role in roles), "lora")
         module = (target.component, target.module)
-        kinds[module] = kind if target.parameter == "weight" else kinds.get(module, kind)
+        kinds[module] = kind_of(roles) if target.parameter == "weight" else kinds.get(module, kind_of(roles))
     return {
-        "kinds": {**dict.fromkeys(KINDS.values(), 0), **Counter(kinds.values())},
+        "kinds": {**dict.fromkeys(KINDS, 0), **Counter(kinds.values())},
         "components": _counts(component for component, _ in kinds),
         "layers": len(kinds),
     }
 
 
 def _ranks(match: Match, header: store.Header) -> dict[Target, int]:
-    return {
-        target: header.shapes[roles["down"]][0]
-        for target, roles in match.layers.items()
-        if "down" in roles and header.shapes[roles["down"]]
-    }
+    found: dict[Target, int] = {}
+    for target, roles in match.layers.items():
+        factor = next((roles[role] for role in RANKED if role in roles), None)
+        if factor is not None and header.shapes[factor]:
+            found[target] = header.shapes[factor][0]
+    return found
 
 
 def _alphas(match: Match, header: store.Header, findings: _Findings | None) -> Iterator[float]:
@@ -186,7 +234,7 @@ def _alphas(match: Match, header: store.Header, findings: _Findings | None) -> I
     for target, roles in match.layers.items():
         if target in resolved:
             yield resolved[target][0]
-        elif findings and roles.get("alpha") in findings.alphas and "down" in roles:
+        elif findings and roles.get("alpha") in findings.alphas and not {"diff", "w_norm", "oft_blocks"} & set(roles):
             yield findings.alphas[roles["alpha"]]
 
 
@@ -238,7 +286,7 @@ def _about(info: Mapping[str, Any]) -> Iterator[str]:
     if info["base_model"]:
         yield f"Trained on: {info['base_model']}"
     unplaced = set(_unplaced(info))
-    others = [key for key in info["unknown_keys"] if key not in unplaced]
+    others = [*info["riders"], *(key for key in info["unknown_keys"] if key not in unplaced)]
     if others:
         yield f"Also inside: {len(others)} keys that belong to no layer and are carried along, first {others[0]!r}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 RANGE = re.compile(r"\{(\d+)-(\d+)\}")
@@ -19,11 +19,16 @@ Size = int | str  # a number, or a factor and a name that the group or component
 
 @dataclass(frozen=True)
 class Row:
-    """One weight: its name in the original layout, in the Diffusers layout, and its shape."""
+    """One weight: its name in the original layout (the one ComfyUI uses), in the Diffusers layout, and its shape.
+
+    Several Diffusers names are the row blocks of a weight that the original layout fuses, top to bottom.
+    """
 
     original: str
-    diffusers: str
+    diffusers: str | tuple[str, ...]
     shape: tuple[Size, ...]  # (channels,) norm; (out, in) linear; (out, in, kh, kw) convolution
+    blocks: tuple[Size, ...] = ()  # the row blocks' heights, where they differ
+    swapped: bool = False  # Diffusers holds the two halves of the rows the other way round (AdaLN's shift and scale)
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Component:
     id: str  # "denoiser" | "clip_l" | ...
     groups: tuple[Group, ...]
     prefixes: Mapping[str, tuple[str, ...]]
-    checkpoint: tuple[str, ...]  # prefixes in single-file checkpoints
-    folder: str  # subfolder of a Diffusers pipeline
+    checkpoint: tuple[str, ...] = ()  # prefixes in single-file checkpoints
+    folder: str = ""  # subfolder of a Diffusers pipeline; empty where no such pipeline has it
     sizes: Mapping[str, int] = field(default_factory=dict)
     positional: tuple[Positional, ...] = ()
 
@@ -58,15 +63,30 @@ class Positional:
 
 
 @dataclass(frozen=True)
+class Naming:
+    """Module names that differ from a layout's in a few words. A module to which no rule applies has no such name."""
+
+    id: str
+    of: str  # the layout: "original" or "diffusers"
+    endings: tuple[tuple[str, str], ...] = ()  # (ending, what stands there instead); the first that fits counts
+    beginning: tuple[str, str] | None = None  # the same for a beginning; where both are given, both must fit
+    spans: Mapping[str, int] = field(default_factory=dict)  # new ending -> how many row blocks it holds, from the first
+    suffixes: tuple[str, ...] = ()  # ids of Suffixes that go with these names alone
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A model family."""
 
     id: str
     name: str
     components: tuple[Component, ...]
-    kohya_naming: str  # which naming kohya files of this family are written in: "original" or "diffusers"
-    metadata: Mapping[str, str]  # what writers put into the header so that hosts recognise the family
-    hints: Mapping[str, tuple[str, ...]]  # header key -> beginnings of values that name this family
+    metadata: Mapping[str, str] = field(default_factory=dict)  # what writers put into the header for hosts to see
+    hints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # header key -> beginnings naming this family
+    namings: tuple[Naming, ...] = ()  # beside the two layouts and those that every family has
+    kohya_naming: str = "original"  # which layout's names kohya files are written in: "original" or "diffusers"
+    aitoolkit: tuple[str, str] = ("comfy", "original")  # the family of prefixes and the naming that ai-toolkit writes
+    kin: str = ""  # id of the family that is meant where nothing tells the two apart, being much more common
 
     def component(self, id: str) -> Component | None:
         """Return the component of that id, or None where the family has none."""
@@ -78,16 +98,10 @@ class Module:
     """One weight of a family, expanded."""
 
     original: str
-    diffusers: str
+    diffusers: tuple[str, ...]  # one name, or one for each row block
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Suffixes:
-    """How a dialect spells the tensors of a low-rank layer; `{name}` stands for a PEFT adapter's name."""
-
-    id: str
-    roles: Mapping[str, str]  # role ("down", "up", "mid") -> suffix
+    blocks: tuple[int, ...]  # the row blocks' heights; empty for a weight that is one in both layouts
+    swapped: bool
 
 
 @dataclass(frozen=True)
@@ -96,14 +110,11 @@ class Format:
 
     id: str
     title: str
-    prefixes: tuple[str, ...]  # families of prefixes: keys of Component.prefixes
+    prefixes: tuple[str, ...]  # families of prefixes: keys of Component.prefixes; what is written is the first there is
     namings: tuple[str, ...]  # "family" stands for the architecture's kohya_naming
     suffixes: tuple[str, ...]  # ids of Suffixes
-    joiner: str = "."
     alpha: str = "tensor"  # "tensor": stored beside the factors; "folded": into up; "config": in adapter_config
-    text_suffixes: str | None = None  # written for text encoders, where it differs
-    dense: bool = False  # can hold full differences and norms
-    tucker: bool = False  # can hold a Tucker core; others get it absorbed into down
+    kinds: tuple[str, ...] = ("lora",)  # algorithms that a written file can hold, see `algorithms`
     module_shape: bool = False  # factors must have as many dimensions as the module's weight
     writable: bool = False
 
@@ -114,10 +125,14 @@ def modules(component: Component) -> Iterator[Module]:
         sizes = {**component.sizes, **group.sizes}
         for row in group.rows:
             shape = tuple(_size(size, sizes) for size in row.shape)
-            for original, diffusers in _pairs(
-                _join(group.original, row.original), _join(group.diffusers, row.diffusers)
-            ):
-                yield Module(original, diffusers, shape)
+            fused = () if isinstance(row.diffusers, str) else row.diffusers
+            blocks = tuple(_size(size, sizes) for size in row.blocks)
+            if fused and not blocks:
+                blocks = (shape[0] // len(fused),) * len(fused)
+            names = (row.original, *(fused or (row.diffusers,)))
+            groups = (group.original, *(group.diffusers for _ in names[1:]))
+            for original, *diffusers in _together([_join(*pair) for pair in zip(groups, names, strict=True)]):
+                yield Module(original, tuple(diffusers), shape, blocks, row.swapped)
 
 
 def expand(pattern: str) -> list[str]:
@@ -126,16 +141,17 @@ def expand(pattern: str) -> list[str]:
     >>> expand("down_blocks.{0-1}.conv")
     ['down_blocks.0.conv', 'down_blocks.1.conv']
     """
-    return [name for name, _ in _pairs(pattern, pattern)]
+    return [name for (name,) in _together([pattern])]
 
 
-def _pairs(left: str, right: str) -> Iterator[tuple[str, str]]:
-    spans = [[range(int(a), int(b) + 1) for a, b in RANGE.findall(side)] for side in (left, right)]
-    for numbers in itertools.product(*(zip(*pair, strict=True) for pair in zip(*spans, strict=True))):
-        yield _fill(left, [a for a, _ in numbers]), _fill(right, [b for _, b in numbers])
+def _together(patterns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Expand several names side by side; the n-th range of one goes with the n-th of the others."""
+    spans = [[range(int(a), int(b) + 1) for a, b in RANGE.findall(pattern)] for pattern in patterns]
+    for numbers in itertools.product(*(zip(*ranges, strict=True) for ranges in zip(*spans, strict=True))):
+        yield tuple(_fill(pattern, [row[i] for row in numbers]) for i, pattern in enumerate(patterns))
 
 
-def _fill(pattern: str, numbers: list[int]) -> str:
+def _fill(pattern: str, numbers: Sequence[int]) -> str:
     rest = iter(numbers)
     return RANGE.sub(lambda _: str(next(rest)), pattern)
 
@@ -148,4 +164,4 @@ def _size(size: Size, sizes: Mapping[str, int]) -> int:
     if isinstance(size, int):
         return size
     factor, name = SIZE.fullmatch(size).groups()  # type: ignore[union-attr]
-    return int(factor or 1) * sizes[name]
+    return int(factor or 1) * (sizes[name] if name else 1)

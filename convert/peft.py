@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from ..lora_core import store
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import FileProblem
-from ..lora_core.layers import LoRA
+from ..lora_core.layers import DoRA, LoRA
 from .keymap import Keymap, prefix_for
+from .regroup import in_layout
 from .scales import PEFT_KEY
 
 WEIGHTS = "adapter_model.safetensors"
@@ -65,13 +66,14 @@ def config_beside(weights: Path) -> dict[str, str]:
 
 def config_of(adapter: Adapter, component: str, map: Keymap) -> dict[str, Any]:
     """Return the `adapter_config.json` of one component's layers (source of the fields: PEFT `LoraConfig`)."""
-    layers = {
-        map.name(target, "diffusers") or target.module: layer
-        for target, layer in adapter.layers.items()
-        if target.component == component and isinstance(layer, LoRA)
+    own = {target: layer for target, layer in adapter.layers.items() if target.component == component}
+    plain = {
+        map.name(target, "diffusers") or target.module: layer.layer if isinstance(layer, DoRA) else layer
+        for target, layer in in_layout(own, map, "diffusers").items()
     }
-    rank = Counter(layer.rank for layer in layers.values()).most_common(1)[0][0]
-    alpha = Counter(layer.alpha for layer in layers.values()).most_common(1)[0][0]
+    layers = {name: layer for name, layer in plain.items() if isinstance(layer, LoRA)}
+    rank = _common(layer.rank for layer in layers.values())
+    alpha = _common(layer.alpha for layer in layers.values())
     return {
         "peft_type": "LORA",
         "r": rank,
@@ -82,9 +84,16 @@ def config_of(adapter: Adapter, component: str, map: Keymap) -> dict[str, Any]:
         "bias": "none",
         "lora_dropout": 0.0,
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(isinstance(layer, DoRA) for layer in own.values()),
+        "lora_bias": any(target.parameter == "bias" for target in own),
         "inference_mode": True,
     }
+
+
+def _common(numbers: Iterable[float]) -> float:
+    """Return the most frequent number, PEFT's default of 8 where there is none."""
+    counted = Counter(numbers).most_common(1)
+    return counted[0][0] if counted else 8
 
 
 def configs_of(adapter: Adapter, map: Keymap) -> dict[str, str]:

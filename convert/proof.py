@@ -11,6 +11,7 @@ from ..lora_core.ops.report import Report, difference
 from .codec import decode
 from .detect import Match, detect
 from .files import Plan, plan, store_plan
+from .regroup import alike
 
 TOLERANCE = 1e-6  # relative, over all layers; a few float32 roundings
 
@@ -40,7 +41,7 @@ def write_proved(
     """
     planned = plan(adapter, path, format, dtype)
     back, match = _read_back(planned)
-    report = difference(back, adapter)
+    report = difference(*alike([back, adapter]))
     _refuse(report, planned, dtype)
     return Proof(store_plan(planned, overwrite), back, match, report)
 

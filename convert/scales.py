@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..lora_core.errors import BadValues
 
 DIFFUSERS_KEY = "lora_adapter_metadata"
 PEFT_KEY = "adapter_config.json"
+DENOISERS = ("unet", "transformer", "prior")
 PEFT_ALPHA = 8.0  # LoraConfig's default, for a configuration that says none
 LITERAL = re.compile(r"\^?[\w.]+")  # a pattern that is a plain name, which needs no expression to be matched
 COSTLY = re.compile(r"\)[*+?{]|(?:[*+{].*){4}|\\[1-9]")  # a file's expression must not be able to run for ever
@@ -30,10 +31,11 @@ class Config:
     alpha: float = PEFT_ALPHA
     rslora: bool = False
     alphas: Mapping[str, float] = field(default_factory=dict)  # pattern -> lora_alpha
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the whole configuration
 
-    def effective_alpha(self, module: str, rank: int) -> float:
-        """Return the alpha for which alpha / rank is PEFT's scale for a module."""
-        pattern = next((key for key in self.alphas if _matches(key, module)), None)
+    def effective_alpha(self, names: Sequence[str], rank: int) -> float:
+        """Return the alpha for which alpha / rank is PEFT's scale for a module of any of these names."""
+        pattern = next((key for key in self.alphas if any(_matches(key, name) for name in names)), None)
         alpha = self.alpha if pattern is None else self.alphas[pattern]
         return alpha * math.sqrt(rank) if self.rslora else alpha
 
@@ -62,18 +64,25 @@ class Scales:
         configs.update({prefix: _config(settings, DIFFUSERS_KEY) for prefix, settings in grouped.items()})
         return cls(configs)
 
-    def alpha(self, prefix: str, module: str, rank: int) -> float:
+    def alpha(self, prefix: str, names: Sequence[str], rank: int) -> float:
         """Return a layer's alpha, `rank` (scale 1) where the header says nothing.
 
         Args:
             prefix: the component's name in Diffusers ("unet", "text_encoder", "text_encoder_2").
-            module: the module's name in the Diffusers layout.
+            names: the module's names, in the Diffusers and the original layout.
             rank: the layer's rank, from its tensors.
         """
-        config = self.configs.get(prefix) or (
-            self.configs.get("") if len(self.configs) == 1 or prefix == "unet" else None
-        )
-        return config.effective_alpha(module, rank) if config else float(rank)
+        config = self._config(prefix)
+        return config.effective_alpha(names, rank) if config else float(rank)
+
+    def settings(self, prefix: str) -> Mapping[str, Any]:
+        """Return the PEFT configuration that applies to a component, empty where there is none."""
+        config = self._config(prefix)
+        return config.settings if config else {}
+
+    def _config(self, prefix: str) -> Config | None:
+        alone = len(self.configs) == 1 or prefix in DENOISERS
+        return self.configs.get(prefix) or (self.configs.get("") if alone else None)
 
 
 def _config(settings: Mapping[str, Any], entry: str) -> Config:
@@ -84,9 +93,10 @@ def _config(settings: Mapping[str, Any], entry: str) -> Config:
     if costly is not None:
         raise _unreadable(entry, f"the pattern {costly[:60]!r} is too complicated to be safe")
     return Config(
-        alpha=_number(settings.get("lora_alpha", PEFT_ALPHA), entry),
+        alpha=_number(settings.get("lora_alpha", settings.get("alpha", PEFT_ALPHA)), entry),
         rslora=settings.get("use_rslora") is True,
         alphas={key: _number(value, entry) for key, value in patterns.items()},
+        settings=settings,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import convert
+from ..convert import regroup
 from ..convert.codec import decode, encode
 from ..convert.detect import detect
 from ..convert.proof import write_proved
@@ -50,10 +51,10 @@ def apply_lora(
     model: Any = None,
     clip: Any = None,
 ) -> Result:
-    """Patch MODEL and CLIP with a LoRA through the host's own loader, or refuse before anything is patched."""
+    """Patch MODEL and CLIP with a LoRA, or refuse before anything is patched."""
     found = fit(lora, host.weights(model, clip))
     refuse_misfit(lora, found, allow_partial)
-    patched = host.patched(model, clip, found.tensors, strength_model, strength_clip)
+    patched = host.patched(model, clip, found.layers, strength_model, strength_clip)
     return Result(patched, fitness(found))
 
 
@@ -76,7 +77,9 @@ def merge_loras(
 ) -> Result:
     """Add up to four LoRAs into one and measure how exact the sum is."""
     offered = ((lora_a, strength_a), (lora_b, strength_b), (lora_c, strength_c), (lora_d, strength_d))
-    parts = [Weighted(lora, strength) for lora, strength in offered if lora is not None]
+    given = [(lora, strength) for lora, strength in offered if lora is not None]
+    alike = regroup.alike([lora for lora, _ in given])
+    parts = [Weighted(lora, strength) for lora, (_, strength) in zip(alike, given, strict=True)]
     merged = merge(parts, method, rank if method == "svd" else None)
     error = relative_error(merged, parts).relative_error
     report = f"merged {len(parts)} LoRAs, {summary(merged)}, {exactness(error)}"

@@ -60,7 +60,7 @@ def _apply(host: Host) -> Node:
             Number(
                 "strength_clip", 1.0, tooltip="How strongly the text encoders are changed; 0 leaves them.", **STRENGTH
             ),
-            Switch("allow_partial", False, "Apply the layers that fit even if others do not.", advanced=True),
+            Switch("allow_partial", False, "Apply the layers that fit even if others do not, or if the LoRA seems made for another model.", advanced=True),
             Socket("model", "MODEL", "The diffusion model to change; may stay unwired.", optional=True),
             Socket("clip", "CLIP", "The text encoders to change; may stay unwired.", optional=True),
         ),
@@ -148,7 +148,7 @@ def _inspect(host: Host) -> Node:
     return Node(
         "LorasmithInspectLora",
         "Inspect LoRA (Lorasmith)",
-        "Says what a LoRA is: family, layers, ranks, trigger words, health, and whether it fits the wired models.",
+        "Says what a LoRA is: family, algorithms, ranks, trigger words, health, and whether it fits the wired models.",
         inputs=(
             Socket("lora", ADAPTER, "The LoRA to look at."),
             Socket("model", "MODEL", "A diffusion model to hold it against; may stay unwired.", optional=True),

@@ -1,38 +1,48 @@
-"""Whether an adapter fits a loaded model, decided before anything is patched. Knows tensors and names, no host."""
+"""Whether an adapter fits the loaded models, and which of their weights its layers change. Knows tensors and names only.
+
+Layers are placed by the families' tables, whose original names are those of ComfyUI's live models.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
-from torch import Tensor
-
-from ..convert.against import UNKNOWN, model_of
+from ..convert.against import PARAMETERS, UNKNOWN, model_of
 from ..convert.architectures import architecture
-from ..convert.codec import encode, family_of
-from ..convert.detect import shape_of
+from ..convert.codec import family_of
 from ..convert.keymap import keymap
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import BadConfig, WrongArchitecture
+from ..lora_core.layers import IA3, Layer, LoRA, OFTv2
+from ..lora_core.layers.base import Sizes
 
-DENOISER = "denoiser"
+TEXT = "text_encoders."  # what ComfyUI's LoRA names put before a text encoder's, and its models do not
+VARIANTS = (  # families that grew out of one model, or that no weight tells apart: LoRAs go from one to another
+    frozenset({"flux", "chroma"}),
+    frozenset({"wan21-14b-t2v", "wan21-14b-i2v", "skyreels-v2"}),
+    frozenset({"cosmos-predict2", "anima"}),
+    frozenset({"cogview3plus", "cogview4"}),
+)
 
 
 @dataclass(frozen=True)
 class Weights:
     """What the host says about the models that are wired."""
 
-    names: Mapping[str, Any]  # names that its LoRA loader knows -> weight, or (weight, rows) for a part of a fused one
-    shapes: Mapping[str, tuple[int, ...]]  # weight -> shape
+    shapes: Mapping[str, tuple[int, ...]]  # parameter, by the name in the live model -> shape
     denoiser: bool  # a MODEL is wired
     text_encoder: bool  # a CLIP is wired
 
-    def concerns(self, target: Target) -> bool:
-        """Tell whether the target's component belongs to one of the wired models."""
-        return self.denoiser if target.component == DENOISER else self.text_encoder
+
+@dataclass(frozen=True)
+class Spot:
+    """A parameter of a live model, or some of its rows."""
+
+    name: str
+    shape: tuple[int, ...]  # of the whole, or of these rows
+    start: int | None = None  # first row; None: the whole parameter
 
 
 @dataclass(frozen=True)
@@ -40,71 +50,96 @@ class Conflict:
     """A layer whose shape is not that of the weight it names."""
 
     name: str
-    layer: tuple[int | None, ...]
+    layer: Sizes
     weight: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How an adapter meets the wired models. `matched` and `unmatched` are names in the host's spelling."""
+    """How an adapter meets the wired models. `unmatched` are names in the host's spelling."""
 
+    made_for: str | None  # the adapter's family; None when it fits several alike
     family: str | None  # of the loaded denoiser; None when no table knows it or none is wired
-    tensors: Mapping[str, Tensor]  # of the layers that match, under the host's names
-    matched: tuple[str, ...]
+    layers: Mapping[Spot, Layer]  # what to patch
+    matched: int  # layers of the adapter that match
     unmatched: tuple[str, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
+    text_only: bool = False  # no layer belongs to a denoiser
 
     @property
     def total(self) -> int:
         """Number of layers that concern the wired models."""
-        return len(self.matched) + len(self.unmatched) + len(self.conflicts)
+        return self.matched + len(self.unmatched) + len(self.conflicts)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer fits."""
+        return not self.unmatched and not self.conflicts
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the loaded denoiser is known to be of another family than the one that the layers were made for."""
+        known = self.family is not None and self.made_for is not None
+        return known and self.family != self.made_for and not self.text_only
+
+    @property
+    def related(self) -> bool:
+        """Whether the two families share LoRAs."""
+        return any({self.family, self.made_for} <= group for group in VARIANTS)
 
 
 def fit(adapter: Adapter, weights: Weights) -> Fit:
-    """Compare an adapter's layers with the loaded models' weights, by name and shape.
+    """Compare an adapter's layers with the loaded models' parameters, by name and shape.
 
     Raises:
-        UnsupportedLayer: ComfyUI's names cannot express a layer.
+        UnsupportedLayer: the adapter's layers belong to no one model family.
     """
-    layers = {target: layer for target, layer in adapter.layers.items() if weights.concerns(target)}
-    matched: dict[str, Tensor] = {}
-    names, unmatched, conflicts = [], [], []
-    tensors = encode(replace(adapter, layers=layers, extras={}), "comfy") if layers else {}
-    for group in _groups(tensors, family_of(adapter)).values():
-        name = _known(group, weights.names)
-        if name is None:
-            unmatched.append(next(iter(group)))
+    loaded = family(weights)
+    search = _Search(family_of(adapter), loaded, weights)
+    layers: dict[Spot, Layer] = {}
+    unmatched, conflicts, matched = [], [], 0
+    for target, layer in adapter.layers.items():
+        if not search.concerned(target):
             continue
-        conflict = _conflict(name, group, weights, family_of(adapter))
-        if conflict:
-            conflicts.append(conflict)
-            continue
-        names.append(name)
-        matched |= group
-    return Fit(family(weights), matched, tuple(names), tuple(unmatched), tuple(conflicts))
+        spot = search.spot(target, layer)
+        if spot is None:
+            unmatched.append(search.title(target))
+        elif not _agrees(layer, spot.shape):
+            conflicts.append(Conflict(search.title(target), layer.shape, spot.shape))
+        else:
+            layers[spot] = layer
+            layers |= _bias_too(target, layer, search, adapter)
+            matched += 1
+    text_only = all(search.of_text(target) for target in adapter.layers)
+    return Fit(adapter.architecture, loaded, layers, matched, tuple(unmatched), tuple(conflicts), text_only)
 
 
 def refuse_misfit(adapter: Adapter, found: Fit, allow_partial: bool) -> None:
     """Raise one line when the adapter does not belong to the models, or only partly and that is not allowed.
+
+    Variants of a model share LoRAs as far as layers fit. Of other families equal names and shapes prove nothing (FLUX.1
+    and HunyuanVideo have them), so that even then it takes the person's word.
 
     Raises:
         WrongArchitecture: another family, or layers that have no place or another shape.
         BadConfig: nothing is wired that the adapter could change.
     """
     title = name_of(adapter)
-    if found.family and adapter.architecture and found.family != adapter.architecture:
-        made, loaded = (architecture(id).name for id in (adapter.architecture, found.family))
+    if found.elsewhere and not found.related and not (found.whole and allow_partial):
+        made, loaded = families(found)
+        anyway = ", or turn on allow_partial to apply it all the same" if found.whole else ""
         raise WrongArchitecture(
-            f"{title} was made for {made}, the loaded model is {loaded}: choose a LoRA for {loaded}"
+            f"{title} was made for {made}, the loaded model is {loaded}: choose a LoRA for {loaded}{anyway}"
         )
     if found.total == 0:
         parts = " and ".join(sorted({target.component for target in adapter.layers})) or "nothing"
         raise BadConfig(f"{title} changes {parts}, which is not wired to this node: wire the model that it changes")
     if not found.matched:
         raise WrongArchitecture(f"{title} fits none of the loaded model's modules: {_first_problem(found)}")
-    if (found.unmatched or found.conflicts) and not allow_partial:
+    if not found.whole and not allow_partial:
+        other = f" (it was made for {families(found)[0]}, the loaded model is {families(found)[1]})"
         advice = "turn on allow_partial to apply the rest"
-        raise WrongArchitecture(f"{title}: {_first_problem(found)}; {advice}")
+        raise WrongArchitecture(f"{title}: {_first_problem(found)}{other if found.elsewhere else ''}; {advice}")
 
 
 def family(weights: Weights) -> str | None:
@@ -115,44 +150,102 @@ def family(weights: Weights) -> str | None:
     return None if found == UNKNOWN else found
 
 
+def families(found: Fit) -> tuple[str, str]:
+    """Return the names of the family that the adapter was made for and of the loaded one."""
+    made, loaded = (architecture(id).name if id else "a family without a table" for id in (found.made_for, found.family))
+    return made, loaded
+
+
 def name_of(adapter: Adapter) -> str:
     """Return what to call an adapter in a message: its file's name where it has one."""
     return adapter.metadata.get("ss_output_name") or "This LoRA"
 
 
-def _groups(tensors: Mapping[str, Tensor], id: str) -> dict[Any, dict[str, Tensor]]:
-    """Return the tensors of each layer; a key that the tables do not place is a group of its own."""
-    groups: dict[Any, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in tensors.items():
-        place = keymap(id).place(key)
-        groups[place.target if place else key][key] = tensor
-    return groups
+@dataclass(frozen=True)
+class _Search:
+    """Finds a target's parameter in the live models: by the loaded family's table, else by the adapter's own."""
+
+    made_for: str
+    loaded: str | None
+    weights: Weights
+
+    def concerned(self, target: Target) -> bool:
+        """Tell whether the target's component belongs to one of the wired models."""
+        return self.weights.text_encoder if self.of_text(target) else self.weights.denoiser
+
+    def of_text(self, target: Target) -> bool:
+        """Tell whether the target's component is a text encoder."""
+        return any(prefix.startswith(TEXT) for prefix in self._prefixes(target))
+
+    def title(self, target: Target) -> str:
+        """Return a target's name in the live model, whether it is there or not."""
+        bias = "" if target.parameter == "weight" else f".{target.parameter}"
+        part = "" if target.block is None else f" (row block {target.block})"
+        return f"{next(iter(self._stems(target)), target.module)}{bias}{part}"
+
+    def spot(self, target: Target, layer: Layer) -> Spot | None:
+        """Return the parameter, or the rows of it, that a target names; None when the models have none."""
+        name = self._name(target)
+        if name is None:
+            return None
+        shape = tuple(self.weights.shapes[name])
+        if target.block is None or not shape:
+            return Spot(name, shape)
+        heights = self._heights(target, shape[0])
+        if target.block >= len(heights):
+            return None
+        return Spot(name, (heights[target.block], *shape[1:]), sum(heights[: target.block]))
+
+    def _name(self, target: Target) -> str | None:
+        endings = [ending for ending, parameter in PARAMETERS if parameter == target.parameter]
+        names = (f"{stem}{ending}" for stem in self._stems(target) for ending in endings)
+        return next((name for name in names if name in self.weights.shapes), None)
+
+    def _stems(self, target: Target) -> Iterator[str]:
+        for prefix in self._prefixes(target):
+            yield f"{prefix.removeprefix(TEXT)}.{target.module}"
+
+    def _prefixes(self, target: Target) -> tuple[str, ...]:
+        parts = (architecture(id).component(target.component) for id in (self.loaded, self.made_for) if id)
+        return tuple(dict.fromkeys(prefix for part in parts if part for prefix in part.prefixes.get("comfy", ())))
+
+    def _heights(self, target: Target, rows: int) -> list[int]:
+        """Return the heights of a fused weight's blocks: the table's, in proportion where the model is of another size."""
+        modules = (keymap(id).module(target) for id in (self.loaded, self.made_for) if id)
+        blocks = next((module.blocks for module in modules if module and module.blocks), ())
+        total = sum(blocks)
+        whole = all(height * rows % total == 0 for height in blocks)
+        return [height * rows // total for height in blocks] if whole else []
 
 
-def _known(group: Mapping[str, Tensor], names: Mapping[str, Any]) -> str | None:
-    """Return the host's name for a layer's module: the beginning, up to a dot, of each of its keys."""
-    stem = next(iter(group))
-    while "." in stem:
-        stem = stem.rpartition(".")[0]
-        if stem in names:
-            return stem
-    return None
+def _bias_too(target: Target, layer: Layer, search: _Search, adapter: Adapter) -> dict[Spot, Layer]:
+    """Return the same layer for the module's bias, if it has one, where the trainer multiplied what leaves the module."""
+    bias = replace(target, parameter="bias")
+    outgoing = isinstance(layer, IA3) and layer.absolute and not layer.on_input and target.parameter == "weight"
+    spot = search.spot(bias, layer) if outgoing and bias not in adapter.layers else None
+    return {} if spot is None else {spot: layer}
 
 
-def _conflict(name: str, group: Mapping[str, Tensor], weights: Weights, id: str) -> Conflict | None:
-    places = {key: keymap(id).place(key) for key in group}
-    roles = {place.role: tuple(group[key].shape) for key, place in places.items() if place}
-    shape, named = shape_of(roles), weights.names[name]
-    weight = weights.shapes.get(named) if isinstance(named, str) else None  # a part of a fused weight has no shape here
-    if shape is None or weight is None:
-        return None
-    return None if _matrix(shape) == _matrix(weight) else Conflict(name, tuple(shape), weight)
+def _agrees(layer: Layer, shape: tuple[int, ...]) -> bool:
+    """Tell whether a layer fits a weight as a matrix: kernels are stored flat or not."""
+    if isinstance(layer, LoRA) and layer.reshape is not None:
+        wide = tuple(layer.reshape.tolist())
+        fits = len(wide) == len(shape) and all(size <= most for size, most in zip(shape, wide, strict=True))
+        return fits and _matrix(layer.shape) == _matrix(wide)
+    out, inner = _matrix(layer.shape)
+    if not shape or out not in (None, shape[0]):
+        return False
+    if isinstance(layer, OFTv2) and len(layer.upper) == 1:
+        return prod(shape[1:]) % layer.block == 0
+    if isinstance(layer, IA3):
+        return inner is None or shape[1:2] == (inner,)
+    return inner in (None, prod(shape[1:]))
 
 
-def _matrix(shape: Sequence[int | None]) -> tuple[int, int]:
-    """Return a weight's rows and columns as a matrix: ComfyUI reshapes, and its own trainer stores kernels flat."""
-    sizes = [size or 0 for size in shape]
-    return sizes[0], prod(sizes[1:])
+def _matrix(shape: Sizes) -> tuple[int | None, int | None]:
+    """Return a weight's rows and columns, None for what is not known."""
+    known = [size for size in shape[1:] if size is not None]
+    return shape[0], prod(known) if len(known) == len(shape) - 1 else None
 
 
 def _first_problem(found: Fit) -> str:
@@ -161,5 +254,6 @@ def _first_problem(found: Fit) -> str:
             f"{len(found.unmatched)} of {found.total} layers have no place in the model, first {found.unmatched[0]!r}"
         )
     first = found.conflicts[0]
-    sizes = f"{list(first.layer)} where the model has {list(first.weight)}"
+    layer = ", ".join("any" if size is None else str(size) for size in first.layer)
+    sizes = f"[{layer}] where the model has {list(first.weight)}"
     return f"{len(found.conflicts)} of {found.total} layers have another shape, first {first.name!r} with {sizes}"

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import comfy.lora
 import comfy.model_management
 import comfy.utils
 import folder_paths
+from comfy.patcher_extension import CallbacksMP
 from comfy_execution.utils import get_executing_context
-from torch import Tensor
 
+from ..lora_core.layers import Layer
 from ..lora_core.train.config import TrainConfig
 from .comfy_backend import ComfyBackend
-from .fit import Weights
+from .fit import Spot, Weights
+from .patches import patches
 from .seam import Progress
 
 
@@ -40,23 +41,20 @@ class ComfyHost:
         return Path(folder_paths.get_input_directory())
 
     def weights(self, model: Any, clip: Any) -> Weights:
-        """Return the names that ComfyUI's LoRA loader knows for these models, and the shapes of what they name."""
-        names: dict[str, Any] = {}
+        """Return the names and shapes of these models' parameters."""
         shapes: dict[str, tuple[int, ...]] = {}
         if model is not None:
-            names = comfy.lora.model_lora_keys_unet(model.model, names)
             shapes |= _shapes(model.model)
         if clip is not None:
-            names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
             shapes |= _shapes(clip.cond_stage_model)
-        return Weights(names, shapes, denoiser=model is not None, text_encoder=clip is not None)
+        return Weights(shapes, denoiser=model is not None, text_encoder=clip is not None)
 
     def patched(
-        self, model: Any, clip: Any, tensors: Mapping[str, Tensor], strength_model: float, strength_clip: float
+        self, model: Any, clip: Any, layers: Mapping[Spot, Layer], strength_model: float, strength_clip: float
     ) -> tuple[Any, Any]:
-        """Return clones of the models with a LoRA added by ComfyUI's own loader; None stays None."""
-        patches = comfy.lora.load_lora(dict(tensors), dict(self.weights(model, clip).names))
-        return _added(model, patches, strength_model), _added(clip, patches, strength_clip)
+        """Return clones of the models with layers added as patches, computed when the models are used; None stays."""
+        made = patches(layers)
+        return _added(model, made, strength_model), _added(clip, made, strength_clip)
 
     def say(self, text: str) -> None:
         """Show a text on the node that is running, if one is."""
@@ -109,13 +107,31 @@ class ComfyProgress:
         return self.stopped is error
 
 
-def _added(patcher: Any, patches: Mapping[Any, Any], strength: float) -> Any:
+def _added(patcher: Any, made: Mapping[Any, Any], strength: float) -> Any:
     if patcher is None:
         return None
     clone = patcher.clone()
-    clone.add_patches(patches, strength)
+    if strength:
+        added = clone.add_patches(made, strength)
+        if any(_bare(key) for key in added):
+            inner = getattr(clone, "patcher", clone)  # a CLIP's
+            inner.add_callback(CallbacksMP.ON_LOAD, _patch_bare)
     return clone
 
 
+def _bare(key: Any) -> bool:
+    """Tell whether a parameter is none that ComfyUI's loading always looks at: those of modules with modules inside."""
+    return isinstance(key, str) and not key.endswith((".weight", ".bias"))
+
+
+def _patch_bare(patcher: Any, device: Any, *_options: Any) -> None:
+    """Patch the parameters that loading left alone; what it patched has a backup."""
+    for key in patcher.patches:
+        if _bare(key) and key not in patcher.backup:
+            patcher.patch_weight_to_device(key, device_to=device)
+
+
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    """Return what ComfyUI can patch, by name; packed formats tell the true shape in the parameter alone."""
+    stored = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return stored | {name: tuple(one.shape) for name, one in model.named_parameters() if name in stored}

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..lora_core.layers import Layer
 from ..lora_core.train.config import TrainConfig
 from ..lora_core.train.protocols import Backend
-from .fit import Weights
+from .fit import Spot, Weights
 
 
 class Progress(Protocol):
@@ -49,12 +50,12 @@ class Host(Protocol):
         """Return the folder that a person puts inputs into."""
 
     def weights(self, model: Any, clip: Any) -> Weights:
-        """Return the names that the host's LoRA loader knows for these models, and the shapes of what they name."""
+        """Return the names and shapes of these models' parameters."""
 
     def patched(
-        self, model: Any, clip: Any, tensors: Mapping[str, Tensor], strength_model: float, strength_clip: float
+        self, model: Any, clip: Any, layers: Mapping[Spot, Layer], strength_model: float, strength_clip: float
     ) -> tuple[Any, Any]:
-        """Return clones of the models with a LoRA added by the host's own loader; None stays None."""
+        """Return clones of the models that are patched with layers where they are used; None stays None."""
 
     def say(self, text: str) -> None:
         """Show a text on the node that is running."""

@@ -6,19 +6,27 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..convert.architectures import architecture
+from ..convert.expressible import kind as kind_of
 from ..convert.words import base_model, trigger_words
 from ..lora_core.adapter import Adapter
-from ..lora_core.layers import LoRA
+from ..lora_core.layers import DoRA, Layer, LoRA
 from ..lora_core.ops.health import health
-from .fit import Fit
+from .fit import Fit, families
 
 
 def summary(adapter: Adapter) -> str:
-    """Return family, layers and ranks in one line."""
+    """Return family, layers, algorithms other than LoRA and ranks in one line."""
     family = architecture(adapter.architecture).name if adapter.architecture else "fits several model families"
-    ranks = [layer.rank for layer in adapter.layers.values() if isinstance(layer, LoRA)]
+    kinds = sorted({kind(layer) for layer in adapter.layers.values()} - {"LoRA"})
+    ranks = [rank for layer in adapter.layers.values() if (rank := _rank(layer)) is not None]
     sizes = f", rank {_range(ranks)}" if ranks else ""
-    return f"{family}, {len(adapter.layers)} layers{sizes}"
+    return f"{family}, {len(adapter.layers)} layers{''.join(f', {one}' for one in kinds)}{sizes}"
+
+
+def kind(layer: Layer) -> str:
+    """Return what people call a layer's algorithm."""
+    title = kind_of(layer)[1]
+    return f"{title} over {kind_of(layer.layer)[1]}" if isinstance(layer, DoRA) else title
 
 
 def describe(adapter: Adapter) -> list[str]:
@@ -27,7 +35,7 @@ def describe(adapter: Adapter) -> list[str]:
     lines = [
         summary(adapter),
         f"components: {_counts(target.component for target in adapter.layers)}",
-        f"kinds: {_counts(type(layer).__name__ for layer in adapter.layers.values())}",
+        f"kinds: {_counts(kind(layer) for layer in adapter.layers.values())}",
         f"stored as: {_counts(str(dtype).removeprefix('torch.') for dtype in stored)}",
     ]
     alphas = [layer.alpha for layer in adapter.layers.values() if isinstance(layer, LoRA)]
@@ -50,12 +58,20 @@ def exactness(error: float) -> str:
 
 def fitness(found: Fit) -> str:
     """Return how many of an adapter's modules match the loaded models, and what does not."""
-    lines = [f"{len(found.matched)} of {found.total} modules match"]
+    lines = [f"{found.matched} of {found.total} modules match"]
+    if found.elsewhere:
+        made, loaded = families(found)
+        lines.append(f"made for {made}, the loaded model is {loaded}")
     if found.unmatched:
         lines.append(f"{len(found.unmatched)} have no place in the model, first {found.unmatched[0]!r}")
     if found.conflicts:
         lines.append(f"{len(found.conflicts)} have another shape, first {found.conflicts[0].name!r}")
     return "; ".join(lines)
+
+
+def _rank(layer: Layer) -> int | None:
+    rank: int | None = getattr(layer.layer if isinstance(layer, DoRA) else layer, "rank", None)
+    return rank
 
 
 def _health(adapter: Adapter) -> str:

@@ -17,11 +17,11 @@ from lorasmith.convert.architectures import architecture
 from lorasmith.convert.model import modules
 from lorasmith.lora_core.adapter import Adapter, Target
 from lorasmith.lora_core.errors import BadConfig, FileProblem, LorasmithError, NotALoRA, WrongArchitecture
-from lorasmith.lora_core.layers import LoRA
+from lorasmith.lora_core.layers import Layer, LoRA
 from lorasmith.lora_core.train.engine import Event
 from lorasmith.nodes import actions
 from lorasmith.nodes.catalog import nodes
-from lorasmith.nodes.fit import Weights, fit, refuse_misfit
+from lorasmith.nodes.fit import Spot, Weights, fit, refuse_misfit
 from lorasmith.nodes.paths import below, free_folder, free_name, last_folder, picture_folders
 from lorasmith.nodes.spec import Choice, Node, Socket
 from lorasmith.nodes.training import follow, train_lora
@@ -63,7 +63,9 @@ class FakeHost:
     def __init__(self, folder: Path, family: str = "sd15", bar: Bar | None = None):
         self.folder, self.family, self.bar = folder, family, bar or Bar()
         self.said: list[str] = []
-        self.patches: list[tuple[set[str], float, float]] = []
+        self.patches: list[tuple[dict[Spot, Layer], float, float]] = []
+        self.biased: set[str] = set()  # modules that have a bias
+        self.more: dict[str, tuple[int, ...]] = {}  # parameters beside the tables
         for name in ("loras", "input", "output"):
             (folder / name).mkdir(exist_ok=True)
 
@@ -81,21 +83,20 @@ class FakeHost:
         return self.folder / "input"
 
     def weights(self, model: Any, clip: Any) -> Weights:
-        names: dict[str, str] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for part in architecture(self.family).components:
-            wired, prefix, begin = (model, "diffusion_model.", "diffusion_model.")
-            if part.id != "denoiser":
-                wired, prefix, begin = clip, f"{part.id}.transformer.", f"text_encoders.{part.id}.transformer."
+            prefix = part.prefixes["comfy"][0].removeprefix("text_encoders.")
+            wired = model if prefix.startswith("diffusion_model") else clip
             for module in modules(part) if wired is not None else ():
-                names[f"{begin}{module.original}"] = f"{prefix}{module.original}.weight"
-                shapes[f"{prefix}{module.original}.weight"] = module.shape
-        return Weights(names, shapes, model is not None, clip is not None)
+                shapes[f"{prefix}.{module.original}.weight"] = module.shape
+                if module.original in self.biased:
+                    shapes[f"{prefix}.{module.original}.bias"] = module.shape[:1]
+        return Weights({**shapes, **self.more}, model is not None, clip is not None)
 
     def patched(
-        self, model: Any, clip: Any, tensors: Any, strength_model: float, strength_clip: float
+        self, model: Any, clip: Any, layers: Any, strength_model: float, strength_clip: float
     ) -> tuple[Any, Any]:
-        self.patches.append((set(tensors), strength_model, strength_clip))
+        self.patches.append((dict(layers), strength_model, strength_clip))
         return model, clip
 
     def say(self, text: str) -> None:
@@ -268,11 +269,13 @@ def test_a_lora_that_fits_is_patched_with_its_layers(host: FakeHost) -> None:
     )
     result = actions.apply_lora(host, both, 0.5, 0.25, model="MODEL", clip="CLIP")
     assert result.values == ("MODEL", "CLIP") and result.text == "2 of 2 modules match"
-    ((names, model, clip),) = host.patches
+    ((layers, model, clip),) = host.patches
     assert (model, clip) == (0.5, 0.25)
-    parts = ("alpha", "lora_down.weight", "lora_up.weight")
-    modules = (f"diffusion_model.{QUERY}", f"text_encoders.clip_l.transformer.{TEXT}")
-    assert names == {f"{module}.{part}" for module in modules for part in parts}
+    unet, text = (
+        Spot(f"diffusion_model.{QUERY}.weight", (320, 320)),
+        Spot(f"clip_l.transformer.{TEXT}.weight", (768, 768)),
+    )
+    assert layers == {unet: both.layers[Target("denoiser", QUERY)], text: both.layers[Target("clip_l", TEXT)]}
 
 
 def test_only_what_is_wired_counts(host: FakeHost) -> None:
@@ -304,7 +307,7 @@ def test_layers_of_another_shape_are_refused_or_left_out(host: FakeHost, lora: A
         actions.apply_lora(host, mixed, 1, 1, model="MODEL")
     assert host.patches == []
     actions.apply_lora(host, mixed, 1, 1, allow_partial=True, model="MODEL")
-    assert all("to_q" in name for name in host.patches[0][0])
+    assert [spot.name for spot in host.patches[0][0]] == [f"diffusion_model.{QUERY}.weight"]
 
 
 def test_a_kernel_that_is_stored_flat_fits(host: FakeHost) -> None:
@@ -314,9 +317,9 @@ def test_a_kernel_that_is_stored_flat_fits(host: FakeHost) -> None:
 
 def test_layers_without_a_place_are_counted(host: FakeHost, lora: Adapter) -> None:
     weights = host.weights("MODEL", None)
-    less = {name: weight for name, weight in weights.names.items() if not name.endswith("to_q")}
+    less = {name: shape for name, shape in weights.shapes.items() if "to_q" not in name}
     with pytest.raises(WrongArchitecture, match="fits none of the loaded model's modules: 1 of 1 layers have no place"):
-        refuse_misfit(lora, fit(lora, Weights(less, weights.shapes, True, False)), allow_partial=True)
+        refuse_misfit(lora, fit(lora, Weights(less, True, False)), allow_partial=True)
 
 
 # --- what the nodes do

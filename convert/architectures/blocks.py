@@ -66,11 +66,22 @@ CLIP_ENDS = (
 
 UNET_PREFIXES = {
     "kohya": ("lora_unet", "lycoris"),
+    "oft": ("oft_unet",),
+    "onetrainer": ("lora_unet",),
     "diffusers": ("unet",),
     "comfy": ("diffusion_model",),
     "peft": ("base_model.model", "unet.base_model.model"),
     "bare": ("",),
     "positional": ("unet",),
+}
+DIT_PREFIXES = {
+    "kohya": ("lora_unet", "lora_unet_", "lycoris"),  # Fun's trainer joins with two underscores
+    "oft": ("oft_unet",),
+    "onetrainer": ("lora_transformer",),
+    "diffusers": ("transformer",),
+    "comfy": ("diffusion_model",),
+    "peft": ("base_model.model", "transformer.base_model.model"),
+    "bare": ("", "net", "model.diffusion_model"),
 }
 
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -81,15 +92,30 @@ TRANSFORMER_POSITIONS = (
 )
 CLIP_POSITIONS = (
     Positional(
-        "text_model.encoder.layers.{0-23}",
+        "text_model.encoder.layers.{0-22}",  # as many as Diffusers has of SD 2.x; those that a family lacks do not count
         tuple(("CLIPAttention", f"self_attn.{name}") for name in ("k_proj", "v_proj", "q_proj", "out_proj")),
     ),
 )
-SD_UNET_POSITIONS = tuple(
-    Positional(block, TRANSFORMER_POSITIONS)
-    for block in (
-        "down_blocks.{0-2}.attentions.{0-1}.transformer_blocks.0",
-        "up_blocks.{1-3}.attentions.{0-2}.transformer_blocks.0",
-        "mid_block.attentions.0.transformer_blocks.0",
-    )
+RESNET_POSITIONS = tuple(("ResnetBlock2D", name) for name in ("conv1", "time_emb_proj", "conv2", "conv_shortcut"))
+SD_UNET_POSITIONS = (
+    *(
+        run
+        for block in (0, 1, 2)
+        for run in (
+            Positional(f"down_blocks.{block}.attentions.{{0-1}}.transformer_blocks.0", TRANSFORMER_POSITIONS),
+            Positional(f"down_blocks.{block}.resnets.{{0-1}}", RESNET_POSITIONS),
+        )
+    ),
+    Positional("down_blocks.3.resnets.{0-1}", RESNET_POSITIONS),
+    Positional("up_blocks.0.resnets.{0-2}", RESNET_POSITIONS),
+    *(
+        run
+        for block in (1, 2, 3)
+        for run in (
+            Positional(f"up_blocks.{block}.attentions.{{0-2}}.transformer_blocks.0", TRANSFORMER_POSITIONS),
+            Positional(f"up_blocks.{block}.resnets.{{0-2}}", RESNET_POSITIONS),
+        )
+    ),
+    Positional("mid_block.attentions.0.transformer_blocks.0", TRANSFORMER_POSITIONS),
+    Positional("mid_block.resnets.{0-1}", RESNET_POSITIONS),
 )

@@ -124,6 +124,6 @@ SDXL = Architecture(
     },
     hints={
         "ss_base_model_version": ("sdxl",),
-        "modelspec.architecture": ("stable-diffusion-xl",),
+        "modelspec.architecture": ("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1.0-base"),
     },
 )

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from .base import Additive
+from .base import Additive, Transform
+from .boft import BOFT
+from .diag_oft import DiagOFT
+from .dora import DoRA
 from .full import Full
+from .glora import GLoRA
+from .ia3 import IA3
+from .kohya_oft import KohyaOFT
+from .loha import LoHa
+from .lokr import LoKr
 from .lora import LoRA
 from .norm import Norm
+from .oft_v2 import OFTv2
+from .peft_boft import PeftBOFT
+from .replace import Replace
 
-Layer = LoRA | Full | Norm  # the union grows by one name for each algorithm
+# The union grows by one name for each algorithm.
+Layer = BOFT | DiagOFT | DoRA | Full | GLoRA | IA3 | KohyaOFT | LoHa | LoKr | LoRA | Norm | OFTv2 | PeftBOFT | Replace
 
-__all__ = ["Additive", "Full", "LoRA", "Layer", "Norm"]
+__all__ = [
+    "BOFT",
+    "IA3",
+    "Additive",
+    "DiagOFT",
+    "DoRA",
+    "Full",
+    "GLoRA",
+    "KohyaOFT",
+    "Layer",
+    "LoHa",
+    "LoKr",
+    "LoRA",
+    "Norm",
+    "OFTv2",
+    "PeftBOFT",
+    "Replace",
+    "Transform",
+]

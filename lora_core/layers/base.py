@@ -1,11 +1,28 @@
-"""What every layer promises."""
+"""What every layer promises.
+
+Additive layers have a change of their own; a Transform's effect depends on the weight that it meets. Either kind has
+`apply`, `tensors` and `scaled`. At strength 0 a weight stays as it is, whatever the layer.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from ..errors import WrongArchitecture
+
+Sizes = tuple[int | None, ...]  # a weight's shape; None for a side that may have any size
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in the dtype to compute in: float64 if it is in float64 already, else float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+T = TypeVar("T", bound="Transform")
 
 
 class Additive(ABC):
@@ -13,7 +30,7 @@ class Additive(ABC):
 
     @abstractmethod
     def delta(self) -> Tensor:
-        """Return the parameter's change at strength 1, float32, in the parameter's own shape."""
+        """Return the parameter's change at strength 1, float32 (float64 from float64 tensors), in its own shape."""
 
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
@@ -24,6 +41,53 @@ class Additive(ABC):
         """Return the same layer with `delta()` multiplied by `strength`."""
 
     def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
-        """Return `weight + strength * delta()`, computed in float32, in the weight's shape and dtype."""
-        change = self.delta().to(weight.device).reshape(weight.shape)
-        return torch.add(weight.float(), change, alpha=strength).to(weight.dtype)
+        """Return `weight + strength * delta()`, computed in float32, in the weight's shape and dtype.
+
+        Raises WrongArchitecture where the change has another number of values than the weight.
+        """
+        change = self.delta().to(weight.device)
+        if change.numel() != weight.numel():
+            raise misfit(self, tuple(change.shape), weight)
+        return torch.add(wide(weight), change.reshape(weight.shape), alpha=strength).to(weight.dtype)
+
+
+class Transform(ABC):
+    """A layer whose effect depends on the weight: a rotation, a factor, a normalisation, a replacement."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Sizes:
+        """Shape of the weights that the layer fits, the kernel left out or flattened into the input where unknown."""
+
+    @abstractmethod
+    def changed(self, weight: Tensor, strength: float) -> Tensor:
+        """Return the changed weight; `weight` is float32 or float64, `strength` is not 0."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the stored tensors, for counting, checking and moving."""
+
+    def scaled(self: T, strength: float) -> T | None:
+        """Return the layer whose effect at strength 1 is this one's at `strength`, or None where no tensor can say it.
+
+        None is the rule: most of these layers have no number that a strength could go into.
+        """
+        return self if strength == 1 else None
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """Return the changed weight, computed in float32, in the weight's shape and dtype.
+
+        Raises WrongArchitecture where the layer does not fit the weight.
+        """
+        if strength == 0:
+            return weight
+        return self.changed(wide(weight), strength).reshape(weight.shape).to(weight.dtype)
+
+
+def misfit(layer: Additive | Transform, shape: Sizes, weight: Tensor) -> WrongArchitecture:
+    """Return the refusal of a layer that meets a weight which it was not made for."""
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    return WrongArchitecture(
+        f"a {type(layer).__name__} layer for a weight of shape ({sizes}) met one of shape {tuple(weight.shape)}: "
+        "the adapter was made for another model"
+    )

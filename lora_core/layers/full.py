@@ -1,4 +1,8 @@
-"""Full difference: a parameter's change itself, as extraction and full fine-tuning write it (`diff`, `diff_b`)."""
+"""Full difference: a parameter's change itself, as extraction and full fine-tuning write it (`diff`, `diff_b`).
+
+Source: LyCORIS, the `full` module (its forward adds `multiplier * diff`); PEFT, `lora_B.bias`, whose effect is
+`scaling * bias`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from .base import Additive
+from .base import Additive, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,15 +18,21 @@ class Full(Additive):
     """A dense change of one parameter: a weight, or a bias where the target says so."""
 
     diff: Tensor  # (out, in, *kernel) or (out,)
+    scale: float = 1.0  # factor on it; no file has a place for it beside the tensor, so a writer multiplies it in
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the parameter that this layer changes."""
+        return tuple(self.diff.shape)
 
     def delta(self) -> Tensor:
-        """Return the stored change, float32."""
-        return self.diff.float()
+        """Return `scale * diff`, float32."""
+        return wide(self.diff) if self.scale == 1 else wide(self.diff) * self.scale
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return the one tensor."""
         return (self.diff,)
 
     def scaled(self, strength: float) -> Full:
-        """Return the change multiplied by `strength`, in float32 (a file has no place for a factor beside it)."""
-        return self if strength == 1 else replace(self, diff=self.diff.float() * strength)
+        """Return the change at another strength: `scale` carries it, the tensor stays bit for bit."""
+        return self if strength == 1 else replace(self, scale=self.scale * strength)

@@ -1,6 +1,7 @@
 """LoRA and LoCon: `delta = alpha / rank * up @ down`, for linear and convolution weights, with or without Tucker core.
 
-Sources: LoRA, arXiv 2106.09685, equation 3; LoCon and its Tucker form, arXiv 2309.14859, section 3.
+Sources: LoRA, arXiv 2106.09685, equation 3; LoCon and its Tucker form, arXiv 2309.14859, section 3. Widened weights
+(`reshape`): the control LoRAs of FLUX.1 Tools, which give the input layer more channels than the base model has.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .base import Additive
+from .base import Additive, misfit, wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class LoRA(Additive):
     up: Tensor  # (out, rank) or (out, rank, 1, 1)
     alpha: float  # always resolved when read; = rank when the file has none
     mid: Tensor | None = None  # Tucker core (rank, rank, *kernel); down is then (rank, in, 1, 1)
+    reshape: Tensor | None = None  # 1-D, integers: the base weight is padded with zeros to this shape first
+    scalar: Tensor | None = None  # 0-d factor that early LyCORIS files carry (use_scalar); later ones fold it in
 
     @property
     def rank(self) -> int:
@@ -33,8 +37,8 @@ class LoRA(Additive):
 
     @property
     def scale(self) -> float:
-        """The factor `alpha / rank` on the product."""
-        return self.alpha / self.rank
+        """The factor `alpha / rank` on the product, times `scalar` where there is one."""
+        return self.alpha / self.rank * (1.0 if self.scalar is None else float(self.scalar))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,22 +48,37 @@ class LoRA(Additive):
 
     def rows(self) -> Tensor:
         """Return the scaled up factor as a float32 matrix `(out, rank)`."""
-        return self.up.flatten(1).float() * self.scale
+        return wide(self.up.flatten(1)) * self.scale
 
     def columns(self) -> Tensor:
         """Return the down factor, Tucker core absorbed, as a float32 matrix `(rank, in * kernel)`."""
-        down = self.down.float()
+        down = wide(self.down)
         if self.mid is None:
             return down.flatten(1)
-        return torch.einsum("rs...,si->ri...", self.mid.float(), down.flatten(1)).flatten(1)
+        return torch.einsum("rs...,si->ri...", wide(self.mid), down.flatten(1)).flatten(1)
 
     def delta(self) -> Tensor:
         """Return `alpha / rank * up @ down`, float32, `(out, in)` or `(out, in, *kernel)`."""
         return (self.rows() @ self.columns()).reshape(self.shape)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Return down, up and, where there is one, mid."""
-        return (self.down, self.up) if self.mid is None else (self.down, self.up, self.mid)
+        """Return down, up and, where there are any, mid, reshape and scalar."""
+        others = (self.mid, self.reshape, self.scalar)
+        return (self.down, self.up, *(tensor for tensor in others if tensor is not None))
+
+    def apply(self, weight: Tensor, strength: float = 1.0) -> Tensor:
+        """Return `weight + strength * delta()`; with `reshape`, in that shape and not in the weight's.
+
+        Raises WrongArchitecture where the weight does not fit, or is wider than `reshape` already.
+        """
+        if self.reshape is None:
+            return super().apply(weight, strength)
+        shape = tuple(int(size) for size in self.reshape.tolist())
+        missing = [size - given for size, given in zip(shape, weight.shape, strict=False)]
+        if len(shape) != weight.dim() or min(missing, default=0) < 0:
+            raise misfit(self, shape, weight)
+        padding = [amount for size in reversed(missing) for amount in (0, size)]  # torch counts from the last side
+        return super().apply(functional.pad(weight, padding), strength)
 
     def scaled(self, strength: float) -> LoRA:
         """Return the layer at another strength: alpha carries it, the tensors stay bit for bit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -10,7 +10,22 @@ from torch import Tensor
 
 from ..adapter import Adapter
 from ..errors import BadValues
-from ..layers import Layer, LoRA
+from ..layers import (
+    BOFT,
+    IA3,
+    DiagOFT,
+    DoRA,
+    Full,
+    GLoRA,
+    KohyaOFT,
+    Layer,
+    LoHa,
+    LoKr,
+    LoRA,
+    OFTv2,
+    PeftBOFT,
+    Replace,
+)
 
 
 @dataclass(frozen=True)
@@ -51,14 +66,47 @@ def refuse_bad_values(adapter: Adapter, file: str | Path) -> None:
 
 
 def is_zero(layer: Layer) -> bool:
-    """Tell whether a layer changes nothing: a LoRA with one factor all zero, any other with every tensor zero."""
-    empty = [not bool(tensor.float().any()) for tensor in layer.tensors()]
-    return any(empty) if isinstance(layer, LoRA) else all(empty)
+    """Tell whether a layer changes nothing, as far as its tensors tell: one factor of a product is zero, say.
+
+    A DoRA and a replacement count as acting: whether they do depends on the weight.
+    """
+    match layer:
+        case LoRA():
+            return any(map(_empty, (layer.down, layer.up))) or layer.scale == 0
+        case LoHa() | LoKr():
+            return any(map(_empty, layer.tensors())) or layer.scale == 0
+        case Full():
+            return _empty(layer.diff) or layer.scale == 0
+        case GLoRA():
+            return all(any(map(_empty, pair)) for pair in ((layer.a1, layer.a2), (layer.b1, layer.b2)))
+        case BOFT() | DiagOFT():
+            return _still(layer.blocks) and (layer.rescale is None or _empty(layer.rescale.float() - 1))
+        case PeftBOFT():
+            return _still(layer.blocks) and _empty(layer.rescale.float() - 1)
+        case KohyaOFT():
+            return _still(layer.blocks) or layer.alpha == 0
+        case OFTv2():
+            return _empty(layer.upper) or layer.terms == 1
+        case IA3():
+            return _empty(layer.scale.float() - float(layer.absolute))
+        case DoRA() | Replace():
+            return False
 
 
 def values(layer: Layer) -> tuple[Tensor, ...]:
-    """Return every number that a layer holds, a LoRA's alpha included."""
-    return (*layer.tensors(), torch.tensor(layer.alpha)) if isinstance(layer, LoRA) else layer.tensors()
+    """Return every number that a layer holds, those beside the tensors (alpha, a constraint) included."""
+    inner = layer.layer if isinstance(layer, DoRA) else layer
+    beside = (getattr(inner, item.name) for item in fields(inner))
+    return (*layer.tensors(), *(torch.tensor(number) for number in beside if isinstance(number, float)))
+
+
+def _empty(tensor: Tensor) -> bool:
+    return not bool(tensor.float().any())
+
+
+def _still(blocks: Tensor) -> bool:
+    """Tell whether blocks make no rotation: their skew-symmetric part is zero."""
+    return torch.equal(blocks.float(), blocks.float().transpose(-1, -2))
 
 
 def finite(tensor: Tensor) -> bool:

@@ -109,6 +109,14 @@ def truncated(product: Factors, rank: int | None = None, energy: float | None = 
     return Factors(row_basis @ (left[:, :kept] * root), (root[:, None] * right[:kept]) @ column_basis.T)
 
 
+def truncated_matrix(matrix: Tensor, rank: int | None = None, energy: float | None = None) -> Factors:
+    """Return the best approximation of a dense matrix, as `truncated` does for a product."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    kept = kept_rank(values, rank, energy)
+    root = values[:kept].sqrt()
+    return Factors(left[:, :kept] * root, root[:, None] * right[:kept])
+
+
 def kept_rank(values: Tensor, rank: int | None = None, energy: float | None = None) -> int:
     """Return how many of the singular values (descending) to keep, at least one.
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..adapter import Adapter, Target
 from ..errors import BadConfig, BadValues, UnsupportedLayer, WrongArchitecture
-from ..layers import Additive, Full, Layer, LoRA, Norm
+from ..layers import Additive, Full, Layer, LoHa, LoKr, LoRA, Norm
 from .health import refuse_bad_values
-from .lowrank import ROUNDING, cancel, columns, factors, resolution, rows, stack, truncated
+from .lowrank import ROUNDING, cancel, columns, factors, resolution, rows, stack, truncated, truncated_matrix
 from .provenance import combined
 from .scale import check_strength, scaled, strength_at
 
@@ -66,7 +66,9 @@ def merge(
     values; with both, `rank` is the upper bound. Its tensors are float32, to be cast by the writer; layers that need
     no truncation are stacked as in "exact".
     Where layers cancel each other out, their best lower rank is a zero of rank 1, not the noise of their rounding.
+    LoHa and LoKr, whose sum with another layer is none of their kind, become the best LoRA of a rank with "svd" alone.
     Where a dense change takes part, the sum is dense in float32 with either method. Strength 0 leaves a part out.
+    A layer whose effect depends on the base weight (DoRA, the rotations) can only be passed on as it is.
     Raises BadConfig (also for a sum that is zero everywhere), WrongArchitecture, BadValues (NaN, infinite, shapes that
     differ) and UnsupportedLayer.
     """
@@ -108,10 +110,11 @@ def store_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def common_shape(target: Target, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape that all share; a linear weight and a 1x1 convolution count as one. Raises BadValues."""
+    """Return the shape that all share; a matrix counts as a convolution whose kernel is flattened. Raises BadValues."""
     longest = max(shapes, key=len)
     for shape in shapes:
-        if shape + (1,) * (len(longest) - len(shape)) != longest:
+        flat = len(shape) <= 2 and (shape[:1], math.prod(shape)) == (longest[:1], math.prod(longest))
+        if shape != longest and not flat:
             raise BadValues(f"{target.module}: shapes {shape} and {longest} differ; merge adapters of one base model")
     return longest
 
@@ -133,11 +136,22 @@ def _merged(target: Target, parts: Sequence[Part], rank: int | None, energy: flo
         limit = min(rank or shape[0], shape[0], math.prod(shape[1:]))
         if energy is not None or sum(layer.rank for layer in layers) > limit:
             return _truncated(layers, [part.strength for part in parts], shape, rank, energy)
+    products = [part for part in parts if isinstance(part.layer, LoHa | LoKr)]
+    if products and (rank is not None or energy is not None) and len(products) + len(layers) == len(parts):
+        total = _total(target, parts)
+        best = truncated_matrix(total.flatten(1), rank, energy)
+        return _layer(best.rows, best.columns, tuple(total.shape))
     if len(parts) == 1:
         return scaled(target, parts[0].layer, parts[0].strength)
     if len(layers) == len(parts):
         return _stacked(target, layers, [part.strength for part in parts])
-    return _dense_sum(target, parts)
+    if products and len(products) + len(layers) == len(parts):
+        raise UnsupportedLayer(
+            f"{target.module}: a {type(products[0].layer).__name__} layer cannot be stacked with another one; use the "
+            "svd method, which gives the best LoRA of a rank, and says how close it comes"
+        )
+    total = _total(target, parts)
+    return Norm(total) if all(isinstance(part.layer, Norm) for part in parts) else Full(total)
 
 
 def _stacked(target: Target, layers: Sequence[LoRA], strengths: Sequence[float]) -> LoRA:
@@ -170,18 +184,18 @@ def _layer(up: Tensor, down: Tensor, shape: tuple[int, ...]) -> LoRA:
     return LoRA(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *ones), alpha=float(rank))
 
 
-def _dense_sum(target: Target, parts: Sequence[Part]) -> Full:
+def _total(target: Target, parts: Sequence[Part]) -> Tensor:
+    """Return the dense weighted sum of the changes, float32 summed in float64."""
     terms = []
     for part in parts:
         if not isinstance(part.layer, Additive):
             raise UnsupportedLayer(
                 f"{target.module}: the effect of a {type(part.layer).__name__} layer depends on the base weight, so it "
-                "cannot be added to another one"
+                "cannot be added to another one; bake both into a model instead"
             )
         terms.append(part.layer.delta().double() * part.strength)
     shape = common_shape(target, [tuple(term.shape) for term in terms])
-    total = torch.stack([term.reshape(shape) for term in terms]).sum(0).float()
-    return Norm(total) if all(isinstance(part.layer, Norm) for part in parts) else Full(total)
+    return torch.stack([term.reshape(shape) for term in terms]).sum(0).float()
 
 
 def _cancel(parts: Sequence[Part]) -> bool:
@@ -189,9 +203,12 @@ def _cancel(parts: Sequence[Part]) -> bool:
     layers = [(part.layer, part.strength) for part in parts if isinstance(part.layer, LoRA)]
     if len(layers) == len(parts):
         return cancel([factors(layer, strength) for layer, strength in layers])
-    terms = [part.layer.delta().double().flatten() * part.strength for part in parts]
+    if len(parts) == 1:  # nothing to cancel with; the only place for a layer that has no change of its own
+        return False
+    additive = [(part.layer, part.strength) for part in parts if isinstance(part.layer, Additive)]
+    terms = [layer.delta().double().flatten() * strength for layer, strength in additive]
     bound = ROUNDING * sum(float(term.norm()) for term in terms)
-    return len(terms) > 1 and float(torch.stack(terms).sum(0).norm()) <= bound > 0
+    return float(torch.stack(terms).sum(0).norm()) <= bound > 0
 
 
 def _check(parts: Sequence[Weighted], method: str, rank: int | None, energy: float | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..adapter import Target
-from ..layers import Layer, LoRA
+from ..layers import DoRA, GLoRA, Layer, LoHa, LoKr, LoRA
 
 OPERATION = "lorasmith.operation"
 
@@ -54,7 +54,8 @@ def combined(
 
 def dimensions(layers: Mapping[Target, Layer]) -> dict[str, str]:
     """Return `ss_network_dim` and `ss_network_alpha`, "Dynamic" where layers differ (as sd-scripts' resize writes)."""
-    factored = [layer for layer in layers.values() if isinstance(layer, LoRA)]
+    inner = [layer.layer if isinstance(layer, DoRA) else layer for layer in layers.values()]
+    factored = [layer for layer in inner if isinstance(layer, GLoRA | LoHa | LoKr | LoRA) and layer.rank is not None]
     ranks = {str(layer.rank) for layer in factored}
     alphas = {str(round(float(layer.alpha), 6)) for layer in factored}
     if not factored:

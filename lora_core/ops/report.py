@@ -1,7 +1,8 @@
 """How far a result is from what it should be, measured on weight changes and not assumed.
 
 Errors are Frobenius norms in float64 over all layers, taken from the tensors as they are stored. Low-rank layers are
-compared through their factors (see `lowrank`); a dense matrix is formed only where a dense layer takes part.
+compared through their factors (see `lowrank`); a dense matrix is formed only where a dense layer takes part. Where a
+layer's effect depends on the base weight (DoRA, rotations, factors), all act on one random weight (see `probe`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter, Target
-from ..errors import UnsupportedLayer
+from ..errors import BadValues, UnsupportedLayer, WrongArchitecture
 from ..layers import Additive, Layer, LoRA
 from .lowrank import distance, factors, norm, relative, resolution, stack
 from .merge import Part, Weighted, by_target, common_shape
@@ -60,8 +61,8 @@ class Report:
 def relative_error(approx: Adapter, exact: Sequence[Weighted]) -> Report:
     """Measure how far an adapter is from the weighted sum of others.
 
-    A target that one side lacks counts with its whole norm. Raises UnsupportedLayer for layers whose change depends on
-    the base weight, unless they are the same on both sides, and BadValues where shapes differ.
+    A target that one side lacks counts with its whole norm. Raises BadValues where shapes differ, and UnsupportedLayer
+    for a sum of layers some of which depend on the base weight.
     """
     wanted = by_target(exact)
     targets = dict.fromkeys((*wanted, *approx.layers))
@@ -78,10 +79,38 @@ def _share(target: Target, layer: Layer | None, parts: Sequence[Part]) -> Share:
     if all(isinstance(item, LoRA) for item in everything):
         common_shape(target, [item.shape for item in everything if isinstance(item, LoRA)])
         return _lowrank_share(layer, parts)
+    if not all(isinstance(item, Additive) for item in everything):
+        return _probed_share(target, layer, parts)
     if layer is not None and len(parts) == 1 and parts[0].strength == 1 and _same(layer, parts[0].layer):
-        size = parts[0].layer.delta().double().norm().item() if isinstance(layer, Additive) else 0.0
-        return Share(0.0, size)
+        return Share(0.0, float(_dense(layer).norm()))
     return _dense_share(target, layer, parts)
+
+
+def _probed_share(target: Target, layer: Layer | None, parts: Sequence[Part]) -> Share:
+    """Compare what layers make of one weight, where an effect depends on the weight."""
+    if len(parts) > 1:
+        names = " and ".join(sorted({type(part.layer).__name__ for part in parts}))
+        raise UnsupportedLayer(f"{target.module}: {names} layers have no sum to compare with; compare them one by one")
+    acting = [part.layer for part in parts] + ([] if layer is None else [layer])
+    weight = probe(acting)
+    try:
+        sought = parts[0].layer.apply(weight, parts[0].strength) if parts else weight
+        given = weight if layer is None else layer.apply(weight)
+    except WrongArchitecture as problem:
+        raise BadValues(f"{target.module}: shapes differ: {problem.message}") from problem
+    return Share(float((given - sought).norm()), float((sought - weight).norm()))
+
+
+def probe(layers: Sequence[Layer]) -> Tensor:
+    """Return a weight for layers to act on: random, always the same, float64, in the shape that they tell together.
+
+    Its rows have a norm near 1. A side that no layer tells is 16 long.
+    """
+    shapes = sorted((layer.shape for layer in layers), key=lambda sides: (None in sides, -len(sides)))
+    fitting = [[shape[side] for shape in shapes if len(shape) > side] for side in range(len(shapes[0]))]
+    sides = [next((size for size in sizes if size is not None), 16) for sizes in fitting]
+    noise = torch.randn(sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return noise / math.sqrt(max(1, math.prod(sides[1:])))
 
 
 def _lowrank_share(layer: Layer | None, parts: Sequence[Part]) -> Share:
@@ -98,8 +127,8 @@ def _lowrank_share(layer: Layer | None, parts: Sequence[Part]) -> Share:
 
 
 def _dense_share(target: Target, layer: Layer | None, parts: Sequence[Part]) -> Share:
-    wanted = [_dense(target, part.layer) * part.strength for part in parts]
-    found = [] if layer is None else [_dense(target, layer)]
+    wanted = [_dense(part.layer) * part.strength for part in parts]
+    found = [] if layer is None else [_dense(layer)]
     shape = common_shape(target, [tuple(item.shape) for item in wanted + found])
     zero = torch.zeros(shape, dtype=torch.float64)
     sought = sum((item.reshape(shape) for item in wanted), zero)
@@ -107,15 +136,12 @@ def _dense_share(target: Target, layer: Layer | None, parts: Sequence[Part]) -> 
     return Share(error=float((given - sought).norm()), size=float(sought.norm()))
 
 
-def _dense(target: Target, layer: Layer) -> Tensor:
+def _dense(layer: Layer) -> Tensor:
     if isinstance(layer, LoRA):
         return factors(layer).product().reshape(layer.shape)
     if isinstance(layer, Additive):
         return layer.delta().double()
-    raise UnsupportedLayer(
-        f"{target.module}: the change of a {type(layer).__name__} layer depends on the base weight and cannot be "
-        "measured without it"
-    )
+    raise TypeError(f"{type(layer).__name__} has no change of its own")
 
 
 def _same(left: Layer, right: Layer) -> bool:

@@ -6,7 +6,7 @@ import math
 
 from ..adapter import Adapter, Target
 from ..errors import BadConfig, UnsupportedLayer
-from ..layers import Additive, Layer
+from ..layers import Layer
 from .provenance import carried
 
 DENOISER = "denoiser"  # the component that is no text encoder
@@ -38,9 +38,13 @@ def scaled(target: Target, layer: Layer, strength: float) -> Layer:
     """Return one layer at another strength; the very same object at strength 1."""
     if strength == 1:
         return layer
-    if not isinstance(layer, Additive):
-        raise UnsupportedLayer(f"{target.module}: a {type(layer).__name__} layer has no strength of its own to change")
-    return layer.scaled(strength)
+    result = layer.scaled(strength)
+    if result is None:
+        raise UnsupportedLayer(
+            f"{target.module}: a {type(layer).__name__} layer has no number that a strength could go into; set the "
+            "strength in the program that uses the file, or bake it into a model at that strength"
+        )
+    return result
 
 
 def check_strength(*strengths: float | None) -> None:
