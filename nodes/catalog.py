@@ -60,7 +60,12 @@ def _apply(host: Host) -> Node:
             Number(
                 "strength_clip", 1.0, tooltip="How strongly the text encoders are changed; 0 leaves them.", **STRENGTH
             ),
-            Switch("allow_partial", False, "Apply the layers that fit even if others do not, or if the LoRA seems made for another model.", advanced=True),
+            Switch(
+                "allow_partial",
+                False,
+                "Apply the layers that fit even if others do not, or if the LoRA seems made for another model.",
+                advanced=True,
+            ),
             Socket("model", "MODEL", "The diffusion model to change; may stay unwired.", optional=True),
             Socket("clip", "CLIP", "The text encoders to change; may stay unwired.", optional=True),
         ),

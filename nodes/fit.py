@@ -1,4 +1,4 @@
-"""Whether an adapter fits the loaded models, and which of their weights its layers change. Knows tensors and names only.
+"""Whether an adapter fits the loaded models, and which of their weights its layers change. It knows names and shapes.
 
 Layers are placed by the families' tables, whose original names are those of ComfyUI's live models.
 """
@@ -152,7 +152,8 @@ def family(weights: Weights) -> str | None:
 
 def families(found: Fit) -> tuple[str, str]:
     """Return the names of the family that the adapter was made for and of the loaded one."""
-    made, loaded = (architecture(id).name if id else "a family without a table" for id in (found.made_for, found.family))
+    families = (found.made_for, found.family)
+    made, loaded = (architecture(id).name if id else "a family without a table" for id in families)
     return made, loaded
 
 
@@ -210,7 +211,7 @@ class _Search:
         return tuple(dict.fromkeys(prefix for part in parts if part for prefix in part.prefixes.get("comfy", ())))
 
     def _heights(self, target: Target, rows: int) -> list[int]:
-        """Return the heights of a fused weight's blocks: the table's, in proportion where the model is of another size."""
+        """Return the heights of a fused weight's blocks: the table's, in proportion where the model is another size."""
         modules = (keymap(id).module(target) for id in (self.loaded, self.made_for) if id)
         blocks = next((module.blocks for module in modules if module and module.blocks), ())
         total = sum(blocks)
@@ -219,7 +220,7 @@ class _Search:
 
 
 def _bias_too(target: Target, layer: Layer, search: _Search, adapter: Adapter) -> dict[Spot, Layer]:
-    """Return the same layer for the module's bias, if it has one, where the trainer multiplied what leaves the module."""
+    """Return the same layer for the module's bias, if there is one, where the trainer multiplied what leaves it."""
     bias = replace(target, parameter="bias")
     outgoing = isinstance(layer, IA3) and layer.absolute and not layer.on_input and target.parameter == "weight"
     spot = search.spot(bias, layer) if outgoing and bias not in adapter.layers else None

@@ -24,7 +24,7 @@ KEYS = Path(__file__).parent / "keys"
 NAMES = sorted(path.name.removesuffix(".json.gz") for path in KEYS.glob("*.json.gz"))
 RANK = 2  # every layer's rank here, whatever the dump's, so that files stay small
 MOST = 3  # of other algorithms than LoRA, so many layers
-LORAS = 16  # of LoRA, so many modules
+LORAS = 6  # of LoRA, so many modules
 ALPHAS = (0.5, 1.0, 2.0, 3.0)  # against rank 2: a scale that is exact in any dtype, and 1.5
 RANKED = {  # role -> the axes that are as long as the rank; Tucker factors of LoHa and LoKr lie the other way
     **{"down": (0,), "up": (1,), "mid": (0, 1), "embedding_down": (0,), "embedding_up": (1,)},

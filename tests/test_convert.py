@@ -77,7 +77,7 @@ TIED = {  # what several families would write alike, or too small an excerpt: no
 SHAPED = [name for name in NAMES if dump(name).shaped]
 DIFFERENT = "invoke_qwen_image_lora_diffusers"
 INVENTED = "invoke_anima_lora_lokr"
-NOWHERE = {"diffusers_custom_diffusion_sd15", "sai_control_lora_sd15like"}
+NOWHERE = {"diffusers_custom_diffusion_sd15", "peft_sd15_boft", "sai_control_lora_sd15like"}
 
 
 def shapes(tensors):

@@ -1,4 +1,4 @@
-"""What we write as Diffusers files, in Diffusers' own readers: every key stays, below the right prefix, on a real module."""
+"""What we write as Diffusers files, in Diffusers' own readers: every key stays, on a real module."""
 
 from __future__ import annotations
 

@@ -169,7 +169,9 @@ def test_real_safeloras_come_back_unchanged():
 
 def test_safeloras_keep_their_embeddings_and_lose_no_layer(tmp_path):
     counted = layers("sd15", "clip_l", TEXT)
-    tensors = {f"text_encoder:{n // 2}:{'down' if n % 2 else 'up'}": t for n, t in enumerate(pairs(s for _, s in counted))}
+    tensors = {
+        f"text_encoder:{n // 2}:{'down' if n % 2 else 'up'}": t for n, t in enumerate(pairs(s for _, s in counted))
+    }
     path = store.save(tmp_path / "lora.safetensors", {**tensors, "<s1>": torch.ones(768)}, {"<s1>": "<embed>"})
     loaded = convert.load(path)
     assert len(loaded.adapter.layers) == 48

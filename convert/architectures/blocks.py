@@ -92,7 +92,7 @@ TRANSFORMER_POSITIONS = (
 )
 CLIP_POSITIONS = (
     Positional(
-        "text_model.encoder.layers.{0-22}",  # as many as Diffusers has of SD 2.x; those that a family lacks do not count
+        "text_model.encoder.layers.{0-22}",  # as many as Diffusers has of SD 2.x; what a family lacks is left out
         tuple(("CLIPAttention", f"self_attn.{name}") for name in ("k_proj", "v_proj", "q_proj", "out_proj")),
     ),
 )
