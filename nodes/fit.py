@@ -146,7 +146,8 @@ def family(weights: Weights) -> str | None:
     """Return the id of the loaded denoiser's family; None when no MODEL is wired or no table knows it."""
     if not weights.denoiser:
         return None
-    found = model_of(weights.shapes, "the loaded model").architecture
+    modules = {name: shape for name, shape in weights.shapes.items() if name.endswith((".weight", ".bias"))}
+    found = model_of(modules, "the loaded model").architecture
     return None if found == UNKNOWN else found
 
 

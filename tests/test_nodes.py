@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import torch
 from train_models import TinyBackend, pictures
 
 from lorasmith import convert
-from lorasmith.convert.architectures import architecture
-from lorasmith.convert.model import modules
+from lorasmith.convert.architectures import ARCHITECTURES, architecture
+from lorasmith.convert.model import Architecture, modules
 from lorasmith.lora_core.adapter import Adapter, Target
 from lorasmith.lora_core.errors import BadConfig, FileProblem, LorasmithError, NotALoRA, WrongArchitecture
-from lorasmith.lora_core.layers import Layer, LoRA
+from lorasmith.lora_core.layers import IA3, DiagOFT, DoRA, Full, Layer, LoKr, LoRA, OFTv2, Replace
 from lorasmith.lora_core.train.engine import Event
 from lorasmith.nodes import actions
 from lorasmith.nodes.catalog import nodes
@@ -65,7 +67,6 @@ class FakeHost:
         self.said: list[str] = []
         self.patches: list[tuple[dict[Spot, Layer], float, float]] = []
         self.biased: set[str] = set()  # modules that have a bias
-        self.more: dict[str, tuple[int, ...]] = {}  # parameters beside the tables
         for name in ("loras", "input", "output"):
             (folder / name).mkdir(exist_ok=True)
 
@@ -91,7 +92,7 @@ class FakeHost:
                 shapes[f"{prefix}.{module.original}.weight"] = module.shape
                 if module.original in self.biased:
                     shapes[f"{prefix}.{module.original}.bias"] = module.shape[:1]
-        return Weights({**shapes, **self.more}, model is not None, clip is not None)
+        return Weights(shapes, model is not None, clip is not None)
 
     def patched(
         self, model: Any, clip: Any, layers: Any, strength_model: float, strength_clip: float
@@ -320,6 +321,179 @@ def test_layers_without_a_place_are_counted(host: FakeHost, lora: Adapter) -> No
     less = {name: shape for name, shape in weights.shapes.items() if "to_q" not in name}
     with pytest.raises(WrongArchitecture, match="fits none of the loaded model's modules: 1 of 1 layers have no place"):
         refuse_misfit(lora, fit(lora, Weights(less, True, False)), allow_partial=True)
+
+
+# --- families and algorithms
+
+
+def rows(out: int, inner: int, *kernel: int) -> Full:
+    """Return a layer of a shape, which takes no memory."""
+    return Full(torch.zeros(()).expand(out, inner, *kernel))
+
+
+def everything(family: Architecture) -> Adapter:
+    """Return an adapter with a layer on every weight of a family, in row blocks where it is fused."""
+    layers: dict[Target, Layer] = {}
+    for part in family.components:
+        for module in modules(part):
+            whole = Target(part.id, module.original)
+            parts = {replace(whole, block=n): height for n, height in enumerate(module.blocks)}
+            for target, height in (parts or {whole: module.shape[0]}).items():
+                layers[target] = Full(torch.zeros(()).expand(height, *module.shape[1:]))
+    return Adapter(family.id, layers)
+
+
+IN_COMFYUI = [family for family in ARCHITECTURES if all("comfy" in part.prefixes for part in family.components)]
+
+
+@pytest.mark.parametrize("family", IN_COMFYUI, ids=lambda family: family.id)
+def test_every_layer_of_a_family_finds_its_rows_in_the_live_model(tmp_path: Path, family: Architecture) -> None:
+    weights, lora = FakeHost(tmp_path, family.id).weights("MODEL", "CLIP"), everything(family)
+    found = fit(lora, weights)
+    assert found.whole and found.matched == len(lora.layers)
+    for spot in found.layers:
+        whole = weights.shapes[spot.name]
+        assert spot.shape[1:] == whole[1:] and (spot.start or 0) + spot.shape[0] <= whole[0]
+
+
+def test_row_blocks_lie_one_below_another(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, "flux")
+    layers = {Target("denoiser", "single_blocks.0.linear1", block): rows(3072, 3072) for block in range(3)}
+    layers[Target("denoiser", "single_blocks.0.linear1", 3)] = rows(12288, 3072)
+    actions.apply_lora(host, Adapter("flux", layers), 1, 1, model="MODEL")
+    spots = [(spot.start, spot.shape) for spot in host.patches[0][0]]
+    assert spots == [(0, (3072, 3072)), (3072, (3072, 3072)), (6144, (3072, 3072)), (9216, (12288, 3072))]
+
+
+def test_row_blocks_go_with_the_models_size(tmp_path: Path) -> None:
+    shapes = {"diffusion_model.single_blocks.0.linear1.weight": (896, 128), "diffusion_model.img_in.weight": (128, 64)}
+    layers = {Target("denoiser", "single_blocks.0.linear1", 3): rows(512, 128)}
+    (spot,) = fit(Adapter("flux", layers), Weights(shapes, True, False)).layers
+    assert (spot.start, spot.shape) == (384, (512, 128))
+    odd = {name: (shape[0] + 1, shape[1]) for name, shape in shapes.items()}
+    assert fit(Adapter("flux", layers), Weights(odd, True, False)).unmatched
+
+
+@pytest.mark.parametrize(
+    ("made", "loaded", "module", "shape"),
+    [
+        ("flux", "flux2-dev", "double_blocks.0.img_attn.proj", (3072, 3072)),
+        ("flux", "hunyuan-video", "double_blocks.0.img_attn.proj", (3072, 3072)),
+        ("sd15", "sd21", "input_blocks.1.1.transformer_blocks.0.attn1.to_q", (320, 320)),
+    ],
+)
+def test_families_that_share_names_are_told_apart(
+    tmp_path: Path, made: str, loaded: str, module: str, shape: tuple[int, int]
+) -> None:
+    host = FakeHost(tmp_path, loaded)
+    names = [architecture(id).name for id in (made, loaded)]
+    words = f"was made for {re.escape(names[0])}, the loaded model is {re.escape(names[1])}"
+    with pytest.raises(WrongArchitecture, match=words) as caught:
+        actions.apply_lora(host, adapter(("denoiser", module), shape=shape, family=made), 1, 1, model="MODEL")
+    assert "\n" not in caught.value.message and host.patches == []
+
+
+def test_what_fits_another_family_takes_the_persons_word(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, "hunyuan-video")
+    lora = adapter(("denoiser", "double_blocks.0.img_attn.proj"), shape=(3072, 3072), family="flux")
+    with pytest.raises(WrongArchitecture, match="or turn on allow_partial"):
+        actions.apply_lora(host, lora, 1, 1, model="MODEL")
+    text = actions.apply_lora(host, lora, 1, 1, allow_partial=True, model="MODEL").text
+    assert text == "1 of 1 modules match; made for FLUX.1, the loaded model is HunyuanVideo"
+
+
+def test_variants_of_a_model_share_what_fits(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, "chroma")
+    lora = adapter(("denoiser", "double_blocks.0.img_attn.proj"), shape=(3072, 3072), family="flux")
+    assert actions.apply_lora(host, lora, 1, 1, model="MODEL").text.startswith("1 of 1 modules match; made for FLUX.1")
+    more = adapter(("denoiser", "double_blocks.0.img_mod.lin"), shape=(18432, 3072), family="flux")
+    both = Adapter("flux", {**lora.layers, **more.layers})
+    with pytest.raises(WrongArchitecture, match=r"img_mod.lin' \(it was made for FLUX.1, .*allow_partial"):
+        actions.apply_lora(host, both, 1, 1, model="MODEL")
+    actions.apply_lora(host, both, 1, 1, allow_partial=True, model="MODEL")
+    assert len(host.patches[-1][0]) == 1
+
+
+def test_text_encoders_are_shared_by_families(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, "sdxl")
+    lora = adapter(("clip_l", TEXT), shape=(768, 768))
+    assert actions.apply_lora(host, lora, 1, 1, model="MODEL", clip="CLIP").text == "1 of 1 modules match"
+
+
+def test_a_model_without_a_table_takes_what_fits(host: FakeHost, lora: Adapter) -> None:
+    strange = {f"diffusion_model.stranger.{n}.weight": (8, 8) for n in range(50)}
+    name = f"diffusion_model.{QUERY}.weight"
+    found = fit(lora, Weights({**strange, name: (320, 320)}, True, False))
+    assert found.family is None and [spot.name for spot in found.layers] == [name]
+    with pytest.raises(WrongArchitecture, match="fits none of the loaded model's modules"):
+        refuse_misfit(lora, fit(lora, Weights(strange, True, False)), allow_partial=True)
+
+
+def test_a_trained_output_factor_reaches_the_bias(host: FakeHost) -> None:
+    out = QUERY.replace("to_q", "to_out.0")
+    host.biased.add(out)
+    factor = torch.rand(320, 1)
+    for layer, names in (
+        (IA3(factor, False, absolute=True), ["weight", "bias"]),
+        (IA3(factor, False), ["weight"]),
+        (IA3(factor.T, True, absolute=True), ["weight"]),
+    ):
+        actions.apply_lora(host, Adapter("sd15", {Target("denoiser", out): layer}), 1, 1, model="MODEL")
+        assert [spot.name for spot in host.patches[-1][0]] == [f"diffusion_model.{out}.{name}" for name in names]
+    plain = Adapter("sd15", {Target("denoiser", QUERY): IA3(factor, False, absolute=True)})
+    actions.apply_lora(host, plain, 1, 1, model="MODEL")
+    assert len(host.patches[-1][0]) == 1  # no bias there
+
+
+@pytest.mark.parametrize(("family", "width"), [("wan21-14b-t2v", 5120), ("wan21-1.3b-t2v", 1536)])
+def test_parameters_that_are_no_weight_are_found(tmp_path: Path, family: str, width: int) -> None:
+    shapes = FakeHost(tmp_path, family).weights("MODEL", None).shapes
+    live = {name.replace(".modulation.weight", ".modulation"): shape for name, shape in shapes.items()}
+    layers: dict[Target, Layer] = {Target("denoiser", "blocks.3.modulation"): Full(torch.zeros(1, 6, width))}
+    found = fit(Adapter(family, layers), Weights(live, True, False))
+    (spot,) = found.layers
+    assert spot == Spot("diffusion_model.blocks.3.modulation", (1, 6, width)) and not found.elsewhere
+
+
+IN = "input_blocks.0.0"  # a convolution, 4 to 320 channels
+
+
+@pytest.mark.parametrize(
+    ("layer", "fits"),
+    [
+        (LoRA(torch.zeros(2, 4, 3, 3), torch.zeros(320, 2, 1, 1), 1.0), True),
+        (LoRA(torch.zeros(2, 4), torch.zeros(320, 2), 1.0), False),
+        (LoRA(torch.zeros(2, 8, 3, 3), torch.zeros(320, 2, 1, 1), 1.0), False),
+        (LoRA(torch.zeros(2, 8, 3, 3), torch.zeros(320, 2, 1, 1), 1.0, reshape=torch.tensor([320, 8, 3, 3])), True),
+        (LoRA(torch.zeros(2, 2, 3, 3), torch.zeros(320, 2, 1, 1), 1.0, reshape=torch.tensor([320, 2, 3, 3])), False),
+        (IA3(torch.zeros(4), True), True),
+        (IA3(torch.zeros(36), True), False),
+        (IA3(torch.zeros(320, 1, 1, 1), False), True),
+        (DiagOFT(torch.zeros(20, 16, 16)), True),
+        (DiagOFT(torch.zeros(20, 8, 8)), False),
+        (OFTv2(torch.zeros(1, 6)), True),  # blocks of 4, one for all 36 inputs
+        (OFTv2(torch.zeros(1, 10)), False),  # of 5
+        (OFTv2(torch.zeros(9, 6)), True),
+        (Replace(torch.zeros(320, 4, 3, 3)), True),
+        (LoKr(1.0, w1=torch.zeros(4, 2), w2=torch.zeros(80, 2, 3, 3)), True),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, bool) else str(value),
+)
+def test_a_layer_fits_by_what_it_knows_of_the_weight(host: FakeHost, layer: Layer, fits: bool) -> None:
+    found = fit(Adapter("sd15", {Target("denoiser", IN): layer}), host.weights("MODEL", None))
+    assert found.whole is fits
+
+
+def test_the_verdict_names_the_algorithms(host: FakeHost) -> None:
+    lora = LoRA(torch.ones(2, 320), torch.ones(320, 2), 1.0)
+    layers: dict[Target, Layer] = {
+        Target("denoiser", QUERY): lora,
+        Target("denoiser", QUERY.replace("to_q", "to_k")): DoRA(lora, torch.ones(320, 1)),
+        Target("denoiser", QUERY.replace("to_q", "to_v")): LoKr(1.0, w1=torch.ones(8, 8), w2=torch.ones(40, 40)),
+    }
+    lines = actions.inspect_lora(host, Adapter("sd15", layers)).text.splitlines()
+    assert "kinds: DoRA over LoRA 1, LoKr 1, LoRA 1" in lines
+    assert lines[0] == "Stable Diffusion 1.x, 3 layers, DoRA over LoRA, LoKr, rank 2"
 
 
 # --- what the nodes do
