@@ -188,11 +188,12 @@ def _likeness(id: str, found: Mapping[Target, tuple[int, ...]]) -> tuple[int, in
 def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
     """Return the family that knows the most of a denoiser's tensors; their shapes break ties."""
     most, tied = 1, dict[str, Mapping[Target, tuple[int, ...]]]()
-    for id, at_most in promising([_unwrapped(key) for key in shapes]):
+    keys = [key for key in shapes if key.endswith((".weight", ".bias"))]  # what `promising` counts
+    for id, at_most in promising([_unwrapped(key) for key in keys]):
         if at_most < most:
             break
         names = _names(id)
-        known = sum(key in names for key in shapes)
+        known = sum(key in names for key in keys)
         if known > most:
             tied.clear()
         if known >= most:

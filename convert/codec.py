@@ -123,6 +123,8 @@ class _Written:
         tensors: dict[str, Tensor] = {}
         for role, tensor in parts.items():
             own = spelling if role != "magnitude" or "bias" in self.row.kinds else replace(spelling, suffixes=COMMON)
+            if role.startswith("embedding_"):
+                own = replace(spelling, suffixes="embedding")
             key = self.map.spell(whole, role, own, block=block if role == "oft_blocks" else None)
             if key is None:
                 raise _unspeakable(target, spelling)

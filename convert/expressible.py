@@ -98,7 +98,11 @@ def _refuse_unknown(target: Target, layer: Layer, row: Format) -> None:
     wanted = (kind(layer)[0], *inner)
     if all(word in row.kinds for word in wanted) and not _odd(layer, row):
         return
-    title = kind(layer)[1] if kind(layer)[0] not in row.kinds else f"a DoRA over {kind(layer.layer)[1]}"  # type: ignore[union-attr]
+    title = kind(layer)[1]
+    if isinstance(layer, DoRA) and wanted[0] in row.kinds:
+        title = f"a DoRA over {kind(layer.layer)[1]}"
+    if _odd(layer, row):
+        title = f"{title} with settings of its own"
     raise UnsupportedLayer(f"{_where(target)}: {title} cannot be said in the {row.id} dialect. {_ways(wanted, row)}")
 
 

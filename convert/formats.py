@@ -39,7 +39,7 @@ NAMINGS: tuple[Naming, ...] = (
     ),
 )
 
-LYCORIS = ("lora", "tucker", "loha", "lokr", "dora", "full", "norm", "oft", "boft", "glora", "ia3", "value")
+LYCORIS = ("lora", "loha", "lokr", "dora", "full", "norm", "oft", "boft", "glora", "ia3", "value")
 
 FORMATS: tuple[Format, ...] = (
     Format(
@@ -48,7 +48,7 @@ FORMATS: tuple[Format, ...] = (
         prefixes=("kohya",),
         namings=("family", "original", "diffusers", "flat-clip"),
         suffixes=("up-down", "ia3"),
-        kinds=(*LYCORIS, "oft_v2"),
+        kinds=(*LYCORIS, "tucker", "oft_v2"),
         writable=True,
     ),
     Format(
@@ -87,7 +87,7 @@ FORMATS: tuple[Format, ...] = (
         prefixes=("comfy",),
         namings=("original", "diffusers", "flat-clip"),
         suffixes=("up-down", "A-B", "A-B-named", "A-B-bare", "lora.down", "norm-scale"),
-        kinds=(*LYCORIS, "oft_v2"),
+        kinds=(*LYCORIS, "tucker", "oft_v2"),
         writable=True,
     ),
     Format(
@@ -131,7 +131,7 @@ FORMATS: tuple[Format, ...] = (
         prefixes=("bare", "comfy"),  # text encoders have one
         namings=("original",),
         suffixes=("A-B", "up-down", "A-B-named", "A-B-bare", "norm-scale"),
-        kinds=(*LYCORIS, "oft_v2"),
+        kinds=(*LYCORIS, "oft_v2"),  # lora_A and lora_B have no word for a Tucker core
         writable=True,
     ),
     Format(

@@ -34,6 +34,7 @@ from .words import base_model, one_line, trigger_words
 KINDS = (*(row.id for row in ALGORITHMS), "dora")
 RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "embedding_down", "a2")  # whose first axis is the rank
 WEBUIS = ("comfyui", "a1111", "forge")  # hosts that kohya files suit
+WEBUI_FAMILIES = ("sd15", "sd21", "sdxl")  # families that all of them have
 SHOWN = 3  # of a list, in text
 
 
@@ -350,6 +351,8 @@ def _next(info: Mapping[str, Any]) -> str:
         return "it has no effect; train it further, or get another copy"
     if against and against["verdict"] != "fits":
         return str(against["next"])
-    if not all(_loads_well(info["hosts"][id]) for id in WEBUIS):
+    if info["candidates"][0] in WEBUI_FAMILIES and not all(_loads_well(info["hosts"][id]) for id in WEBUIS):
         return f"'convert {name} OUT.safetensors --to kohya' makes a file that ComfyUI, A1111 and Forge load in full"
+    if not _loads_well(info["hosts"]["comfyui"]) and info["format"] != "comfy":
+        return f"'convert {name} OUT.safetensors --to comfy' writes it in ComfyUI's own names"
     return str(against["next"]) if against else "load it"

@@ -22,7 +22,10 @@ from .scales import PEFT_KEY
 
 WEIGHTS = "adapter_model.safetensors"
 LEGACY_WEIGHTS = "adapter_model.bin"
-FOLDERS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+FOLDERS = (
+    *("unet", "transformer", "prior", "controlnet", "connectors", "text_conditioner"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4"),
+)
 
 
 def read_folder(folder: Path) -> store.Stored:

@@ -43,6 +43,8 @@ CLASSES = (  # what trainers walk through, by the names of the modules' classes
 LAST = ".ff."  # the part of a transformer block that newer Diffusers have after both attentions
 
 Layers = dict[int, dict[str, str]]  # number -> role -> key
+Shapes = Sequence[Sequence[int | None]]  # of the layers' weights, lowest number first
+Numbers = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class _Order:
 
 @dataclass(frozen=True)
 class _Numbering:
-    """What the numbers of a part mean: for each layer, those of the modules it changes in the table's order."""
+    """What a part's layers mean, lowest number first: the numbers of the modules they change in the table's order."""
 
     prefix: str
     classes: frozenset[str]
-    numbers: tuple[tuple[int, ...], ...]
+    numbers: Numbers
 
 
 def numbered(keys: Iterable[str]) -> bool:
@@ -123,23 +125,29 @@ def _parts(keys: Sequence[str]) -> list[_Part]:
     ]
 
 
-def _shapes(part: _Part, tensors: Mapping[str, Tensor], file: str | Path | None) -> list[Sequence[int | None]] | None:
+def _shapes(part: _Part, tensors: Mapping[str, Tensor], file: str | Path | None) -> Shapes | None:
     """Return the shape of the weight that each layer changes, in order; None where a safeloras layer lacks a half.
 
     Raises:
         UnknownFormat: the tensors are not the ups and downs of layers.
     """
+    safeloras = part.prefix in ("unet", "text_encoder")
+    if not safeloras and not _gapless(part):
+        raise _refusal(file, part, "do not count from 0 on without a gap")
     found: list[Sequence[int | None]] = []
-    for number in range(len(part.layers)):
-        keys = part.layers.get(number, {})
+    for _, keys in sorted(part.layers.items()):
         roles: dict[str, Shape] = {role: tuple(tensors[key].shape) for role, key in keys.items()}
         shape = shape_of(roles) if set(roles) == {"up", "down"} else None
         if shape is None or not _pair(roles):
-            if part.prefix in ("unet", "text_encoder") and set(part.layers) == set(range(len(part.layers))):
+            if safeloras:
                 return None
-            raise _refusal(file, part, "are not pairs of an up and a down with numbers from 0")
+            raise _refusal(file, part, "are not all pairs of an up and a down")
         found.append(shape)
     return found
+
+
+def _gapless(part: _Part) -> bool:
+    return set(part.layers) == set(range(len(part.layers)))
 
 
 def _pair(roles: Mapping[str, Shape]) -> bool:
@@ -147,13 +155,11 @@ def _pair(roles: Mapping[str, Shape]) -> bool:
     return len(up) >= 2 and len(down) >= 2 and up[1] == down[0]
 
 
-def _numbering(
-    part: _Part, shapes: Sequence[Sequence[int | None]], metadata: Mapping[str, str], file: str | Path | None
-) -> _Numbering:
+def _numbering(part: _Part, shapes: Shapes, metadata: Mapping[str, str], file: str | Path | None) -> _Numbering:
     found = {
         _Numbering(order.prefix, order.classes, numbers)
         for order in _orders(part.prefix, counted_classes(metadata.get(part.prefix, "")))
-        if (numbers := _numbers(shapes, order)) is not None
+        if (numbers := (_walked if _gapless(part) else _in_place)(part, shapes, order)) is not None
     }
     if not found:
         raise _refusal(file, part, "have the sizes of no model's layers in a known order")
@@ -169,17 +175,20 @@ def _orders(prefix: str, given: frozenset[str]) -> Iterator[_Order]:
         prefix: only of models with this prefix; empty: of all.
         given: the classes that the header names; empty: it names none.
     """
-    renamed = {given, given | {"CrossAttention"} if "Attention" in given else given}  # one class, renamed in time
+    renamed = (given, given | {"CrossAttention"}) if "Attention" in given else (given,)  # one class under two names
     for family in ARCHITECTURES:
         for part in family.components:
             own = prefix_for(part, "positional")
             if own is None or prefix not in ("", own):
                 continue
+            map, seen = keymap(family.id), set[tuple[Target, ...]]()
             for classes in renamed if given else CLASSES:
-                targets = keymap(family.id).counted(part.id, classes)
+                targets = map.counted(part.id, classes)
                 numbers = {target: number for number, target in enumerate(targets)}
-                for walk in {targets, _feed_forward_last(targets)} if targets else ():
-                    yield _Order(keymap(family.id), own, classes, walk, numbers)
+                for walk in (targets, _feed_forward_last(targets)):
+                    if walk and walk not in seen:
+                        seen.add(walk)
+                        yield _Order(map, own, classes, walk, numbers)
 
 
 def _feed_forward_last(targets: Sequence[Target]) -> tuple[Target, ...]:
@@ -187,7 +196,7 @@ def _feed_forward_last(targets: Sequence[Target]) -> tuple[Target, ...]:
     return tuple(target for _, run in blocks for target in sorted(run, key=lambda target: LAST in target.module))
 
 
-def _numbers(shapes: Sequence[Sequence[int | None]], order: _Order) -> tuple[tuple[int, ...], ...] | None:
+def _walked(part: _Part, shapes: Shapes, order: _Order) -> Numbers | None:
     """Return for each layer the numbers of its modules, or None when sizes or count differ anywhere."""
     rest = iter(order.targets)
     found: list[tuple[int, ...]] = []
@@ -206,9 +215,19 @@ def _numbers(shapes: Sequence[Sequence[int | None]], order: _Order) -> tuple[tup
     return tuple(found) if next(rest, None) is None else None
 
 
+def _in_place(part: _Part, shapes: Shapes, order: _Order) -> Numbers | None:
+    """Return the numbers as they are, as of a file from which layers were taken out, or None where a size differs."""
+    if order.targets != tuple(order.numbers) or max(part.layers) >= len(order.targets):
+        return None
+    numbers = sorted(part.layers)
+    wanted = (order.map.shape(order.targets[number]) for number in numbers)
+    fits = all(agree(shape, expected) for shape, expected in zip(shapes, wanted, strict=True))
+    return tuple((number,) for number in numbers) if fits else None
+
+
 def _renumbered(part: _Part, numbering: _Numbering, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for number, covered in enumerate(numbering.numbers):
+    for number, covered in zip(sorted(part.layers), numbering.numbers, strict=True):
         up, down = (tensors[part.layers[number][role]] for role in ("up", "down"))
         for place, rows in zip(covered, up.chunk(len(covered)), strict=True):
             found[f"{numbering.prefix}:{place}:up"] = rows
@@ -220,7 +239,7 @@ def _header(part: _Part, numbering: _Numbering, tensors: Mapping[str, Tensor]) -
     """Return what the header says of numbered layers: the classes counted, each layer's rank, and the scale."""
     ranks = {
         f"{numbering.prefix}:{place}:rank": str(tensors[part.layers[number]["down"]].shape[0])
-        for number, covered in enumerate(numbering.numbers)
+        for number, covered in zip(sorted(part.layers), numbering.numbers, strict=True)
         for place in covered
     }
     scale = {} if part.alpha is None else {DIFFUSERS_KEY: json.dumps({f"{numbering.prefix}.lora_alpha": part.alpha})}

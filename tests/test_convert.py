@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from lorasmith.lora_core.errors import (
     UnknownFormat,
     UnsupportedLayer,
 )
-from lorasmith.lora_core.layers import Full, LoRA, Norm
+from lorasmith.lora_core.layers import Full, LoHa, LoRA, Norm, OFTv2
 from lorasmith.lora_core.ops.report import difference
 
 # What the file's writer calls itself, against the dialect that the tables must find.
@@ -109,6 +110,12 @@ def test_every_dump_is_read_in_full(name):
     assert match.unknown == match.unplaced == match.incomplete == ()
 
 
+def of_the_whole(name, tensors):
+    """Return what some of a dump's keys stand for, its family told by all of them."""
+    match = detect(dump(name).keys, dump(name).metadata)
+    return replace(match, places={key: match.places[key] for key in tensors if key in match.places})
+
+
 @pytest.mark.parametrize("name", SHAPED)
 def test_every_dump_is_spelled_back_alike(name):
     """All keys, each with a number of its own; then one layer of each kind of module with random values."""
@@ -116,7 +123,8 @@ def test_every_dump_is_spelled_back_alike(name):
     if name == DIFFERENT:
         pytest.skip("an excerpt that several families would place differently, which is refused")
     for tensors in (constant(name), sample(name)):
-        adapter, match = loaded(tensors, file.metadata)
+        match = of_the_whole(name, tensors)
+        adapter = decode(tensors, match, file.metadata)
         again = encode_like(adapter, match)
         assert again.keys() == tensors.keys()
         folded = "alpha" in json.dumps(file.metadata)  # a scale that only the header held is folded into up
@@ -130,7 +138,8 @@ def test_every_dump_keeps_every_effect_in_every_format(name):
     file = dump(name)
     if name in (DIFFERENT, INVENTED):
         pytest.skip("an excerpt whose shapes fit no model")
-    adapter, found = loaded(sample(name), file.metadata)
+    found = of_the_whole(name, sample(name))
+    adapter = decode(sample(name), found, file.metadata)
     said = 0
     for format in WRITABLE:
         try:
@@ -485,3 +494,24 @@ def test_an_interrupt_while_a_peft_folder_is_replaced_brings_the_old_one_back(tm
         convert.write(adapter, tmp_path / "p", "peft", overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "p").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+def test_a_rotation_with_settings_of_its_own_is_refused_in_one_line():
+    layer = OFTv2(torch.zeros(10, 496), terms=None)
+    adapter = Adapter("sd15", {Target("denoiser", "input_blocks.1.1.transformer_blocks.0.attn1.to_q"): layer})
+    with pytest.raises(UnsupportedLayer, match="OFT of version 2 with settings of its own cannot be said in the kohya"):
+        encode(adapter, "kohya")
+
+
+def test_layers_of_other_algorithms_become_lora_on_request(tmp_path):
+    from lorasmith.lora_core.ops.bake import to_lora
+
+    target = Target("denoiser", "input_blocks.1.1.transformer_blocks.0.attn1.to_q")
+    factors = [torch.randn(320, 2), torch.randn(2, 320), torch.randn(320, 2), torch.randn(2, 320)]
+    adapter = Adapter("sd15", {target: LoHa(*factors, alpha=2.0)})
+    full = to_lora(adapter, 4)  # the product of two of rank 2 has rank 4
+    assert isinstance(full.layers[target], LoRA) and difference(full, adapter).relative_error < 1e-5
+    assert 0.01 < difference(to_lora(adapter, 1), adapter).relative_error < 1
+    with pytest.raises(UnsupportedLayer, match="--bake-to lora --rank N"):
+        encode(adapter, "diffusers")
+    assert {key.rpartition(".")[2] for key in encode(full, "diffusers")} == {"weight"}

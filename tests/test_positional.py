@@ -38,6 +38,12 @@ def pairs(shapes):
     return found
 
 
+def safeloras(model, counted):
+    """Return the same under safeloras keys."""
+    tensors = pairs([shape for _, shape in counted])
+    return {f"{model}:{n // 2}:{'down' if n % 2 else 'up'}": tensor for n, tensor in enumerate(tensors)}
+
+
 def saved(tensors, path):
     torch.save(tensors, path)
     return path
@@ -168,10 +174,7 @@ def test_real_safeloras_come_back_unchanged():
 
 
 def test_safeloras_keep_their_embeddings_and_lose_no_layer(tmp_path):
-    counted = layers("sd15", "clip_l", TEXT)
-    tensors = {
-        f"text_encoder:{n // 2}:{'down' if n % 2 else 'up'}": t for n, t in enumerate(pairs(s for _, s in counted))
-    }
+    tensors = safeloras("text_encoder", layers("sd15", "clip_l", TEXT))
     path = store.save(tmp_path / "lora.safetensors", {**tensors, "<s1>": torch.ones(768)}, {"<s1>": "<embed>"})
     loaded = convert.load(path)
     assert len(loaded.adapter.layers) == 48
@@ -254,10 +257,13 @@ WAY_OUT = "Save it with names in the program that trained it"
     [
         (lambda: pairs([(320, 320)] * 128), "its 128 layers have numbers instead of names, and have the sizes of no"),
         (lambda: pairs([s for _, s in layers("sd15", "denoiser", UNET)][:-1]), "have the sizes of no model's layers"),
-        (lambda: pairs([(320, 320)] * 4)[:-1], "are not pairs of an up and a down with numbers from 0"),
+        (lambda: pairs([(320, 320)] * 4)[:-1], "are not all pairs of an up and a down"),
         (lambda: cascade(63), "have the sizes of no model's layers in a known order"),
         (lambda: cascade(32, 1536), "have the sizes of no model's layers in a known order"),  # the model of 1 B
-        (lambda: {"weights.1.lora_up": torch.ones(4, 2), "weights.1.lora_down": torch.ones(2, 4)}, "numbers from 0"),
+        (
+            lambda: {"weights.1.lora_up": torch.ones(4, 2), "weights.1.lora_down": torch.ones(2, 4)},
+            "do not count from 0",
+        ),
     ],
 )
 def test_what_cannot_be_assigned_with_certainty_is_refused_in_one_line(make, why, tmp_path):
@@ -272,16 +278,27 @@ def test_what_cannot_be_assigned_with_certainty_is_refused_in_one_line(make, why
 
 
 def test_classes_in_the_header_that_the_sizes_contradict_are_refused(tmp_path):
-    tensors = pairs([shape for _, shape in layers("sd15", "denoiser", UNET)])
-    safe = {f"unet:{n // 2}:{'down' if n % 2 else 'up'}": tensor for n, tensor in enumerate(tensors)}
+    safe = safeloras("unet", layers("sd15", "denoiser", UNET))
     path = store.save(tmp_path / "lora.safetensors", safe, {"unet": json.dumps(["CrossAttention"])})
     with pytest.raises(UnknownFormat, match="in a known order"):
         convert.read(path)
 
 
+def test_safeloras_with_layers_taken_out_keep_their_numbers(tmp_path):
+    counted = layers("sd15", "denoiser", UNET)
+    safe = {key: tensor for key, tensor in safeloras("unet", counted).items() if int(key.split(":")[1]) >= 100}
+    header = {"unet": json.dumps(sorted(UNET))}
+    adapter = convert.read(store.save(tmp_path / "lora.safetensors", safe, header))
+    assert {target: number_at(adapter, target) for target in adapter.layers} == {
+        target: number + 1.0 for number, (target, _) in enumerate(counted) if number >= 100
+    }
+    moved = {key.replace(":100:", ":3:"): tensor for key, tensor in safe.items()}
+    with pytest.raises(UnknownFormat, match="in a known order"):
+        convert.read(store.save(tmp_path / "moved.safetensors", moved, header))
+
+
 def test_half_a_layer_is_named_by_its_key(tmp_path):
-    tensors = pairs([shape for _, shape in layers("sd15", "clip_l", TEXT)])
-    safe = {f"text_encoder:{n // 2}:{'down' if n % 2 else 'up'}": tensor for n, tensor in enumerate(tensors)}
+    safe = safeloras("text_encoder", layers("sd15", "clip_l", TEXT))
     del safe["text_encoder:5:down"]
     with pytest.raises(UnknownFormat, match="'text_encoder:5:up' .its down is missing"):
         convert.read(store.save(tmp_path / "lora.safetensors", safe))

@@ -58,7 +58,7 @@ ANIMA = Architecture(
                 "onetrainer": ("lora_transformer_llm_adapter",),
                 "diffusers": ("text_conditioner", "transformer.llm_adapter"),
                 "comfy": ("diffusion_model.llm_adapter",),
-                "peft": ("base_model.model.llm_adapter", "text_conditioner.base_model.model"),
+                "peft": ("text_conditioner.base_model.model", "base_model.model.llm_adapter"),
                 "bare": ("llm_adapter", "net.llm_adapter"),
             },
             checkpoint=("model.diffusion_model.llm_adapter", "net.llm_adapter"),

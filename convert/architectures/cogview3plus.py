@@ -20,4 +20,6 @@ COGVIEW3PLUS = Architecture(
         ),
     ),
     aitoolkit=("diffusers", "diffusers"),
+    metadata={"ss_base_model_version": "cogview3plus"},
+    hints={"ss_base_model_version": ("cogview3plus",)},
 )

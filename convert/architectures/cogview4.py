@@ -19,4 +19,6 @@ COGVIEW4 = Architecture(
         ),
     ),
     aitoolkit=("diffusers", "diffusers"),
+    metadata={"ss_base_model_version": "cogview4"},
+    hints={"ss_base_model_version": ("cogview4",)},
 )

@@ -22,4 +22,6 @@ COSMOS_PREDICT2 = Architecture(
             folder="transformer",
         ),
     ),
+    metadata={"ss_base_model_version": "cosmos_predict2"},
+    hints={"ss_base_model_version": ("cosmos_predict2",)},
 )

@@ -21,10 +21,17 @@ def identity(blocks: Tensor) -> Tensor:
 
 
 def cayley(blocks: Tensor) -> Tensor:
-    """Return `(I + Q)(I - Q)^-1` of skew-symmetric blocks `(..., b, b)`; of `-Q` it is the inverse rotation."""
+    """Return `(I + Q)(I - Q)^-1` of skew-symmetric blocks `(..., b, b)`; of `-Q` it is the inverse rotation.
+
+    On a CPU the blocks are solved one by one: the batched solver of torch 2.13 never ends there with two threads or
+    more and a few large blocks (oneMKL rejects an argument of its LASWP).
+    """
     one = identity(blocks)
-    rotation: Tensor = torch.linalg.solve(one - blocks, one + blocks, left=False)
-    return rotation
+    if blocks.device.type != "cpu":
+        solved: Tensor = torch.linalg.solve(one - blocks, one + blocks)  # the two commute
+        return solved
+    each = blocks.reshape(-1, *blocks.shape[-2:])
+    return torch.stack([torch.linalg.solve(one - block, one + block) for block in each]).reshape(blocks.shape)
 
 
 def towards(rotation: Tensor, strength: float) -> Tensor:
