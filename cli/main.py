@@ -7,10 +7,11 @@ import io
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..lora_core.errors import LorasmithError
+from ..lora_core.errors import BadValues, LorasmithError, UnsupportedLayer
 from .call import joined, parser
 from .output import note, refused
 
@@ -48,12 +49,12 @@ def cut_off(error: OSError) -> int:
 
 def run(given: Sequence[str]) -> int:
     """Run the verb; what is refused becomes one line and status 2, while a defect of ours keeps its traceback."""
-    as_json = "--json" in given
+    as_json, options = "--json" in given, Namespace()
     try:
         options = parser(given).parse_args(given)
         status: int = options.run(options)
     except LorasmithError as error:
-        return refused(error.details(), as_json)
+        return refused(about(error, getattr(options, "IN", None)), as_json)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in CORE + TRAIN:
             raise
@@ -64,6 +65,14 @@ def run(given: Sequence[str]) -> int:
         message = f"{error.filename}: {error.strerror or error}; look at that path and run it again"
         return refused({"kind": "FileProblem", "message": message, "file": error.filename}, as_json)
     return status
+
+
+def about(error: LorasmithError, file: str | None) -> dict[str, object]:
+    """Return an error's details, with the file that was being worked on where a layer of it is at fault."""
+    details = error.details()
+    if file is None or error.file is not None or not isinstance(error, (BadValues, UnsupportedLayer)):
+        return details
+    return {**details, "file": file, "message": f"{Path(file).name}: {error.message}"}
 
 
 def lacking(module: str) -> str:

@@ -132,14 +132,17 @@ def written(result: Adapter, wanted: list[Weighted], format: str | Match, option
     """Write a result, and return what a reader of the file finds, with its error against what was wanted."""
     from dataclasses import replace
 
-    from ..convert.proof import write_proved
+    from ..convert.files import store_plan
+    from ..convert.proof import prove
     from ..convert.regroup import alike
     from ..lora_core.ops.report import relative_error
 
-    proof = write_proved(result, options.OUT, format, dtype=options.dtype, overwrite=options.force)
+    proof = prove(result, options.OUT, format, dtype=options.dtype)
     back, *adapters = alike([proof.adapter, *(part.adapter for part in wanted)])
     parts = [replace(part, adapter=adapter) for part, adapter in zip(wanted, adapters, strict=True)]
-    return facts_about(proof.adapter, proof.path, proof.match.format, relative_error(back, parts))
+    facts = facts_about(proof.adapter, proof.plan.path, proof.match.format, relative_error(back, parts))
+    store_plan(proof.plan, options.force)
+    return facts
 
 
 def written_unproved(result: Adapter, options: Namespace) -> dict[str, Any]:
@@ -159,9 +162,11 @@ def written_unproved(result: Adapter, options: Namespace) -> dict[str, Any]:
 
 def facts_about(adapter: Adapter, out: Path, format: str, report: Report | None) -> dict[str, Any]:
     """Return the JSON of a verb that writes; the errors are None where nothing was measured."""
+    from ..lora_core.layers import rank_of
+
     return {
         "layers": len({(target.component, target.module) for target in adapter.layers}),
-        "rank": max((getattr(layer, "rank", 0) for layer in adapter.layers.values()), default=0),
+        "rank": max((rank_of(layer) or 0 for layer in adapter.layers.values()), default=0),
         "relative_error": report and report.relative_error,
         "per_block": report and report.grouped(block),
         "format": format,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Shape = Sequence[int | None] | None  # None, or None or -1 inside, where unknown
+Known = Mapping[str, list[int | None]]
 BESIDE = frozenset({"alpha", "scalar", "magnitude", "reshape"})  # what may stand beside the tensors of most algorithms
 
 
@@ -43,20 +44,38 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm("norm", _sets("w_norm", "b_norm")),
     Algorithm("value", _sets("value", "value_b")),
 )
-LOWEST = {  # dimensions that a role's tensor has at least; those not named: any number
-    **dict.fromkeys(("down", "up", "embedding_down", "embedding_up"), 2),
-    **dict.fromkeys(("mid", "hada_t1", "hada_t2", "lokr_t2", "oft_blocks", "boft_R"), 3),
-    **dict.fromkeys(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "oft_R", "a1", "a2", "b1", "b2"), 2),
-    **dict.fromkeys(("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"), 2),
-    **dict.fromkeys(("diff", "diff_b", "w_norm", "b_norm"), 1),
+HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a")
+DIMENSIONS = {  # fewest and most dimensions of a role's tensor; those not named: any number up to five
+    **dict.fromkeys(("down", "up", *HADA, "lokr_w2", "lokr_w2_b", "a1", "a2", "b1", "b2"), (2, 5)),
+    **dict.fromkeys(("embedding_down", "embedding_up", *LOKR, "oft_R"), (2, 2)),
+    **dict.fromkeys(("mid", "hada_t1", "hada_t2", "lokr_t2"), (3, 5)),
+    **{"oft_blocks": (3, 4), "boft_R": (4, 4)},
+    **dict.fromkeys(("diff", "diff_b", "w_norm", "b_norm"), (1, 5)),
 }
-INNER = (  # pairs that share their inner dimension: (role, its axis, role, its axis); axes of Tucker forms differ
-    ("down", 0, "up", 1),
-    ("embedding_down", 0, "embedding_up", 1),
-    ("hada_w1_a", 1, "hada_w1_b", 0),
-    ("hada_w2_a", 1, "hada_w2_b", 0),
-    ("lokr_w1_a", 1, "lokr_w1_b", 0),
-    ("lokr_w2_a", 1, "lokr_w2_b", 0),
+SINGLE = frozenset({"alpha", "scalar", "on_input", "scaled_oft"})  # roles whose tensor is one number
+CORE = {"hada_w1_a": "hada_t1", "hada_w2_a": "hada_t2", "lokr_w2_a": "lokr_t2", "up": "mid"}  # factor -> Tucker core
+TUCKER = "Tucker"
+INNER = (  # (a factor, its axis, the other one, its axis): axes as long as the rank, without and with a core between
+    ("up", 1, "down", 0, None),
+    ("up", 1, "down", 0, TUCKER),
+    ("embedding_up", 1, "embedding_down", 0, None),
+    ("hada_w1_a", 1, "hada_w1_b", 0, None),
+    ("hada_w1_a", 0, "hada_w1_b", 0, TUCKER),
+    ("hada_w2_a", 1, "hada_w2_b", 0, None),
+    ("hada_w2_a", 0, "hada_w2_b", 0, TUCKER),
+    ("lokr_w1_a", 1, "lokr_w1_b", 0, None),
+    ("lokr_w2_a", 1, "lokr_w2_b", 0, None),
+    ("lokr_w2_a", 0, "lokr_w2_b", 0, TUCKER),
+    ("a1", 1, "a2", 0, None),
+    ("b1", 1, "b2", 0, None),
+)
+STILL: tuple[tuple[frozenset[str], ...], ...] = (  # where a tensor of each of these sets is zero, a layer does nothing
+    _sets("down up mid scalar alpha embedding_down embedding_up"),
+    _sets("hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2 alpha"),
+    _sets("lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"),
+    _sets("diff diff_b diff_m w_norm b_norm ia3 oft_R up_bias"),
+    _sets("a1 a2", "b1 b2"),
 )
 
 
@@ -89,6 +108,23 @@ def missing(roles: Iterable[str]) -> frozenset[str]:
     return min(wanted, key=len) if wanted else frozenset({"down", "up"})
 
 
+def still(roles: Iterable[str], zero: Collection[str]) -> bool:
+    """Tell whether a layer does nothing because tensors of it hold nothing but zeros.
+
+    Args:
+        roles: what the layer has.
+        zero: those of them that are zero.
+    """
+    given = frozenset(roles)
+    if "magnitude" in given or "rescale" in given:
+        return False
+    if "oft_blocks" in given:
+        return "oft_blocks" in zero  # an alpha of 0 there means no constraint
+    scaled = "down" in given or "hada_w1_a" in given  # elsewhere an alpha may count for nothing
+    idle = frozenset(zero) if scaled else frozenset(zero) - {"alpha"}
+    return any(all(one & given & idle for one in sets) for sets in STILL)
+
+
 def shape_of(roles: Mapping[str, Shape]) -> list[int | None] | None:
     """Return the shape of the weight that a layer's tensors make, None in places that are not known.
 
@@ -103,9 +139,6 @@ def shape_of(roles: Mapping[str, Shape]) -> list[int | None] | None:
         if shape is not None:
             return shape
     return None
-
-
-Known = Mapping[str, list[int | None]]
 
 
 def _low_rank(known: Known) -> list[int | None] | None:
@@ -130,7 +163,7 @@ def _hadamard(known: Known) -> list[int | None] | None:
 
 def _kronecker(known: Known) -> list[int | None] | None:
     one, two = _factor(known, "lokr_w1"), _factor(known, "lokr_w2")
-    if not one or not two or len(two) < 2:
+    if not one or not two or len(one) < 2 or len(two) < 2:
         return None
     out, inner = (_times(a, b) for a, b in zip(one[:2], two[:2], strict=True))
     return [out, inner, *two[2:]]

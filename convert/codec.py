@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import AmbiguousFormat, UnknownFormat, UnsupportedLayer
-from ..lora_core.layers import Full, Layer, LoRA
-from ..lora_core.ops.merge import store_dtype
+from ..lora_core.layers import Full, Layer, LoHa, LoKr, LoRA
+from ..lora_core.ops.merge import rescaled
 from .detect import Match
 from .expressible import expressible
 from .formats import WRITABLE, format_named
@@ -42,16 +42,13 @@ def decode(
     layers: dict[Target, Layer] = {}
     for target, keys in match.layers.items():
         place = _factors(match, keys)
-        parts = {role: tensors[key] for role, key in keys.items() if not _idle(role, keys)}
-        if not parts:
-            continue
+        parts = {role: tensors[key] for role, key in keys.items()}
         layer = build(parts, _context(map, target, keys, place, scales))
         if layout_of(map.family, place.spelling.naming) == "diffusers":
             layer = turned(target, layer, map)
         layers.update(span(target, layer, place.blocks, map) if place.blocks else {target: layer})
     _scale_biases(layers, match)
-    idle = [key for keys in match.layers.values() for role, key in keys.items() if _idle(role, keys)]
-    extras = {key: tensors[key] for key in (*match.unknown, *match.riders, *idle)}  # a dense layer's alpha does nothing
+    extras = {key: tensors[key] for key in (*match.unknown, *match.riders)}
     return Adapter(match.architecture, layers, dict(metadata), extras)
 
 
@@ -72,7 +69,7 @@ def encode(adapter: Adapter, format: str) -> dict[str, Tensor]:
         layers = in_layout(own, map, layout_of(map.family, written.naming(component)))
         for target, layer in layers.items():
             tensors.update(written.keys(target, expressible(target, layer, layers, row, map)))
-    return {**tensors, **adapter.extras}
+    return _with_extras(tensors, adapter)
 
 
 def encode_like(adapter: Adapter, match: Match) -> dict[str, Tensor]:
@@ -89,13 +86,23 @@ def encode_like(adapter: Adapter, match: Match) -> dict[str, Tensor]:
             continue
         if layout_of(map.family, place.spelling.naming) == "diffusers":
             layer = turned(target, layer, map)
-        silent = "config" if match.format == "peft" and not isinstance(layer, LoRA) else "folded"
+        silent = "folded"
+        if match.format == "peft" and isinstance(layer, (LoHa, LoKr)):
+            _refuse_another_strength(target, layer, adapter, map)
+            silent = "config"
         parts = roles(layer, target.parameter, "tensor" if "alpha" in keys else silent)
-        for role, tensor in _as_read(parts, keys, layer, adapter, target).items():
+        for role, tensor in _as_read(parts, match, adapter, target, layer).items():
             key = keys.get(role) or map.spell(target, role, place.spelling, match.positions)
             if key is None:
-                raise _unspeakable(target, place.spelling)
+                raise _unspeakable(target, role, place.spelling)
             tensors[key] = tensor
+    return _with_extras(tensors, adapter)
+
+
+def _with_extras(tensors: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
+    twice = next((key for key in adapter.extras if key in tensors), None)
+    if twice is not None:
+        raise UnsupportedLayer(f"{twice}: a tensor that no table knows has the name of a layer's. Take it out")
     return {**tensors, **adapter.extras}
 
 
@@ -122,14 +129,19 @@ class _Written:
         block = target.block if "oft_blocks" in parts else None
         tensors: dict[str, Tensor] = {}
         for role, tensor in parts.items():
-            own = spelling if role != "magnitude" or "bias" in self.row.kinds else replace(spelling, suffixes=COMMON)
-            if role.startswith("embedding_"):
-                own = replace(spelling, suffixes="embedding")
-            key = self.map.spell(whole, role, own, block=block if role == "oft_blocks" else None)
+            ways = (replace(spelling, suffixes=group) for group in self._groups(role))
+            keys = (self.map.spell(whole, role, way, block=block if role == "oft_blocks" else None) for way in ways)
+            key = next((key for key in keys if key is not None), None)
             if key is None:
-                raise _unspeakable(target, spelling)
+                raise _unspeakable(target, role, spelling)
             tensors[key] = tensor
         return tensors
+
+    def _groups(self, role: str) -> tuple[str, ...]:
+        """Return the groups of suffixes that may have the word for a role, the one to write first."""
+        if role == "magnitude" and "bias" not in self.row.kinds:  # lora_magnitude_vector is PEFT's and Diffusers' alone
+            return (COMMON,)
+        return (*self.row.suffixes, COMMON)
 
     def spelling(self, target: Target) -> Spelling:
         part = self.map.family.component(target.component)
@@ -141,8 +153,7 @@ class _Written:
                 f"Choose another --to"
             )
         joiner = next(prefix.joiner for prefix in self.map.spellings if prefix.prefixes == kind)
-        suffixes = self.row.suffixes[0] if self.row.suffixes else ""
-        return Spelling(kind, prefix_for(part, kind) or "", joiner, self.naming(target.component), suffixes)
+        return Spelling(kind, prefix_for(part, kind) or "", joiner, self.naming(target.component))
 
     def _inside_denoiser(self, component: str) -> bool:
         """Tell whether kohya files name a component's modules as the denoiser's: it is the denoiser or a part of it."""
@@ -167,15 +178,8 @@ def _factors(match: Match, keys: Mapping[str, str]) -> Place:
     return next((place for place in places if place.spelling.suffixes), places[0])
 
 
-def _idle(role: str, keys: Mapping[str, str]) -> bool:
-    """Tell whether a tensor does nothing: the alpha of a layer that has no scale."""
-    return role == "alpha" and bool({"diff", "diff_b", "w_norm", "b_norm"} & set(keys))
-
-
 def _context(map: Keymap, target: Target, keys: Mapping[str, str], place: Place, scales: Scales) -> Context:
-    part = map.family.component(target.component)
-    prefix = (prefix_for(part, "diffusers") if part else None) or ""
-    names = [name for naming in ("diffusers", "original") if (name := map.name(target, naming))]
+    prefix, names = map.words(target)
 
     def alpha_of(rank: int) -> float:
         return scales.alpha(prefix, names, rank)
@@ -199,26 +203,37 @@ def _scale_biases(layers: dict[Target, Layer], match: Match) -> None:
 
 
 def _as_read(
-    parts: Mapping[str, Tensor], keys: Mapping[str, str], layer: Layer, adapter: Adapter, target: Target
+    parts: Mapping[str, Tensor], match: Match, adapter: Adapter, target: Target, layer: Layer
 ) -> dict[str, Tensor]:
     """Return a layer's tensors under the roles that the file had for them."""
-    found = dict(parts)
+    found, keys = dict(parts), match.layers[target]
     if "up_bias" in keys and isinstance(layer, Full):
-        weight = adapter.layers.get(replace(target, parameter="weight"))
-        scale = layer.scale / weight.scale if isinstance(weight, LoRA) else layer.scale
-        bias = layer.diff if scale == 1 else store_dtype(layer.diff.float() * scale, layer.diff.dtype)
-        return {"up_bias": bias}
+        beside = replace(target, parameter="weight")
+        weight = adapter.layers.get(beside)
+        stays = isinstance(weight, LoRA) and "alpha" in match.layers.get(beside, {})  # else it is folded into `up`
+        scale = layer.scale / weight.scale if stays and isinstance(weight, LoRA) else layer.scale
+        return {"up_bias": rescaled(layer.diff, scale)}
     if "embedding_down" in keys and isinstance(layer, LoRA):
         return {"embedding_down": found["up"].T.contiguous(), "embedding_up": found["down"].T.contiguous()}
     if "diff_m" in keys:
         return {"diff_m": found["diff"]}
-    if "oft_blocks" in keys and target.block is not None and "alpha" in found:
-        found["alpha"] = found["alpha"].to(found["oft_blocks"].dtype)
     return found
 
 
-def _unspeakable(target: Target, spelling: Spelling) -> UnsupportedLayer:
-    return UnsupportedLayer(f"{target.component}.{target.module}: the {spelling.naming} naming has no word for it")
+def _refuse_another_strength(target: Target, layer: LoHa | LoKr, adapter: Adapter, map: Keymap) -> None:
+    """Raise where PEFT's configuration, which is kept as it is, says another alpha than the layer has."""
+    rank = layer.rank or 1
+    said = Scales.read(adapter.metadata).alpha(*map.words(target), rank)
+    if layer.alpha != said:
+        raise UnsupportedLayer(
+            f"{target.component}.{target.module}: PEFT keeps the strength of {type(layer).__name__} layers in its "
+            f"configuration, which is not written here. Choose --to kohya or comfy"
+        )
+
+
+def _unspeakable(target: Target, role: str, spelling: Spelling) -> UnsupportedLayer:
+    what = f"the {spelling.naming} names there with the tensor {role!r}"
+    return UnsupportedLayer(f"{target.component}.{target.module}: has no word among {what}. Choose another --to")
 
 
 def _refuse_ambiguity(match: Match, file: str | Path | None) -> None:

@@ -176,7 +176,11 @@ def _layer_shapes(places: Mapping[str, Place], shapes: Shapes) -> dict[Target, l
     for key, place in places.items():
         if not place.blocks:
             roles[place.target][place.role] = shapes[key]
-    return {target: shape for target, parts in roles.items() if (shape := shape_of(parts)) is not None}
+    return {
+        target: shape
+        for target, parts in roles.items()
+        if "reshape" not in parts and (shape := shape_of(parts)) is not None  # which widens the weight to its own
+    }
 
 
 def _other_kinds(map: Keymap, places: Mapping[str, Place], shapes: Shapes) -> bool:

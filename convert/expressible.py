@@ -12,6 +12,7 @@ from ..lora_core.errors import UnsupportedLayer
 from ..lora_core.layers import (
     BOFT,
     IA3,
+    Additive,
     DiagOFT,
     DoRA,
     Full,
@@ -26,7 +27,7 @@ from ..lora_core.layers import (
     PeftBOFT,
     Replace,
 )
-from ..lora_core.ops.merge import store_dtype
+from ..lora_core.ops.merge import rescaled, store_dtype
 from .formats import FORMATS
 from .keymap import Keymap
 from .model import Format
@@ -77,11 +78,13 @@ def expressible(
         try:
             layer = with_magnitude(layer, peft, len(shape or (0, 0)))
         except UnsupportedLayer as error:
-            raise UnsupportedLayer(f"{_where(target)}: {error.message}. {_ways(('dora',), row)}") from None
+            raise UnsupportedLayer(
+                f"{_where(target)}: {error.message}. {_ways(layer, ('dora', kind(inner)[0]), row)}"
+            ) from None
     if isinstance(layer, LoRA):
         layer = _plain(layer, row, shape)
     if isinstance(layer, LoKr) and layer.r is not None and layer.w1 is not None:  # no scale of two whole factors here
-        layer = replace(layer, w1=store_dtype(layer.w1.float() * layer.scale, layer.w1.dtype), r=None)
+        layer = replace(layer, w1=rescaled(layer.w1, layer.scale), r=None)
     found = roles(layer, target.parameter, row.alpha)
     if row.id == "peft" and isinstance(layer, LoRA) and target.module.endswith(EMBEDDINGS):
         return {"embedding_down": found["up"].T.contiguous(), "embedding_up": found["down"].T.contiguous()}
@@ -103,7 +106,9 @@ def _refuse_unknown(target: Target, layer: Layer, row: Format) -> None:
         title = f"a DoRA over {kind(layer.layer)[1]}"
     if _odd(layer, row):
         title = f"{title} with settings of its own"
-    raise UnsupportedLayer(f"{_where(target)}: {title} cannot be said in the {row.id} dialect. {_ways(wanted, row)}")
+    raise UnsupportedLayer(
+        f"{_where(target)}: {title} cannot be said in the {row.id} dialect. {_ways(layer, wanted, row)}"
+    )
 
 
 def _odd(layer: Layer, row: Format) -> bool:
@@ -113,17 +118,24 @@ def _odd(layer: Layer, row: Format) -> bool:
     return isinstance(layer, LoRA) and layer.reshape is not None and "value" not in row.kinds
 
 
-def _ways(wanted: tuple[str, ...], row: Format) -> str:
-    able = [other.id for other in FORMATS if other.writable and other is not row and set(wanted) <= set(other.kinds)]
-    others = f"Convert to {' or '.join(able)}, which keep it, or approximate" if able else "Approximate"
-    return f"{others} with --bake-to lora --rank N"
+def _ways(layer: Layer, wanted: tuple[str, ...], row: Format) -> str:
+    """Say what to do instead: the dialects that keep a layer, and an approximation where it has a change of its own."""
+    able = [
+        other.id
+        for other in FORMATS
+        if other.writable and other is not row and set(wanted) <= set(other.kinds) and not _odd(layer, other)
+    ]
+    ways = [f"convert to {' or '.join(able)}, which keep it"] if able else []
+    if isinstance(layer, Additive) and not isinstance(layer, LoRA):
+        ways.append("approximate with --bake-to lora --rank N")
+    text = ", or ".join(ways) or "no dialect that is written here can say it; use the file as it is"
+    return text[0].upper() + text[1:]
 
 
 def _plain(layer: LoRA, row: Format, shape: tuple[int, ...] | None) -> LoRA:
     """Return a low-rank layer without what the dialect has no word for: a Tucker core, a scalar, flat factors."""
     if layer.scalar is not None:
-        up = store_dtype(layer.up.float() * layer.scalar.float(), layer.up.dtype)
-        layer = replace(layer, up=up, scalar=None)
+        layer = replace(layer, up=rescaled(layer.up, float(layer.scalar)), scalar=None)
     if layer.mid is not None and "tucker" not in row.kinds:
         down = layer.columns().reshape(layer.rank, -1, *layer.mid.shape[2:])
         layer = replace(layer, down=store_dtype(down, layer.down.dtype), mid=None)
@@ -148,11 +160,10 @@ def _bias_beside(target: Target, layer: Full, layers: Mapping[Target, Layer], ro
     weight = layers.get(replace(target, parameter="weight"))
     if "bias" not in row.kinds or not isinstance(weight, LoRA):
         raise UnsupportedLayer(
-            f"{_where(target)}: a bias' change cannot be said in the {row.id} dialect. {_ways(('full',), row)}"
+            f"{_where(target)}: a bias' change cannot be said in the {row.id} dialect. {_ways(layer, ('full',), row)}"
         )
     scale = layer.scale if row.alpha == "folded" else layer.scale / weight.scale
-    bias = layer.diff if scale == 1 else store_dtype(layer.diff.float() * scale, layer.diff.dtype)
-    return {"up_bias": bias}
+    return {"up_bias": rescaled(layer.diff, scale)}
 
 
 def _where(target: Target) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..lora_core import hashes, store
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import BadConfig, UnknownFormat
+from ..lora_core.layers import DoRA, LoRA
 from ..lora_core.ops.merge import store_dtype
 from ..lora_core.ops.provenance import STALE
 from . import peft, positional
@@ -104,10 +105,14 @@ class Plan:
 def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtype: str = "keep") -> Plan:
     """Return what `write` would store, see there."""
     path = Path(path)
+    kept: dict[str, str] = {}
     if isinstance(format, Match) and format.format == "peft":
-        format = "peft"  # its scales lie in configurations, which are written anew
+        if any(isinstance(layer, (LoRA, DoRA)) for layer in adapter.layers.values()):
+            format = "peft"  # its scales lie in configurations, which are written anew
+        else:
+            kept = {key: text for key, text in adapter.metadata.items() if key.endswith(PEFT_KEY)}
     tensors = tensors_for(adapter, format, dtype)
-    configs = peft.configs_of(adapter, keymap(family_of(adapter))) if format == "peft" else {}
+    configs = peft.configs_of(adapter, keymap(family_of(adapter))) if format == "peft" else kept
     return Plan(path, tensors, metadata_for(adapter, path.stem), configs)
 
 
@@ -129,9 +134,13 @@ def tensors_for(adapter: Adapter, format: str | Match, dtype: str = "keep") -> d
     if dtype == "keep":
         return tensors
     return {
-        key: store_dtype(tensor.float(), DTYPES[dtype]) if tensor.dim() == 0 else tensor.to(DTYPES[dtype])
+        key: _narrowed(tensor, DTYPES[dtype]) if tensor.is_floating_point() else tensor
         for key, tensor in tensors.items()
     }
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return store_dtype(tensor.float(), dtype) if tensor.dim() == 0 else tensor.to(dtype)
 
 
 def metadata_for(adapter: Adapter, name: str) -> dict[str, str]:

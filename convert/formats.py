@@ -92,7 +92,7 @@ FORMATS: tuple[Format, ...] = (
     ),
     Format(
         "onetrainer",
-        "OneTrainer's own (lora_transformer_, lora_prior_unet_, or transformer. with alphas)",
+        "OneTrainer's own (lora_transformer_, lora_prior_unet_, or, later, transformer. with alphas)",
         prefixes=("onetrainer", "kohya", "diffusers"),
         namings=("diffusers", "original"),
         suffixes=("up-down",),

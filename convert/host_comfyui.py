@@ -22,7 +22,6 @@ from .host_words import (
     INCOMPLETE,
     KOHYA,
     LANGUAGE,
-    NO_MODEL,
     NOT_DIFFUSERS,
     NOT_PROCESSOR,
     NOT_THERE,
@@ -42,9 +41,14 @@ from .host_words import (
     WEAKER,
 )
 
-NOT_IN_COMFY = (
-    *("qwen-image21", "framepack", "bria-fibo", "cogview3plus", "cogview4", "flux3", "glm-image", "glm-image-7b"),
-    *("prx", "sana", "sdxl-controlnet"),
+IN_COMFY = (
+    *("ace-step", "anima", "auraflow", "chroma", "cogvideox", "cosmos-predict2", "ernie-image"),
+    *("ernie-image-8b", "flux", "flux2-dev", "flux2-klein4b", "flux2-klein9b", "hidream", "hunyuan-image21"),
+    *("hunyuan-video", "hunyuan-video15", "hunyuandit", "ideogram4", "kandinsky5", "krea2", "longcat-image"),
+    *("ltx-video", "ltx2", "lumina2", "minimax-h3", "mochi", "omnigen2", "ovis-image", "pixart-sigma"),
+    *("qwen-image", "sd15", "sd21", "sd3-medium", "sd35-large", "sd35-medium", "sdxl", "sdxl-refiner"),
+    *("skyreels-v2", "stable-cascade-c", "wan21-1.3b-t2v", "wan21-14b-i2v", "wan21-14b-t2v", "wan22-5b"),
+    "z-image",
 )
 COMFY_ALGORITHMS = (
     Fact(False, "it cannot read kohya's OFT", prefixes=("oft",)),
@@ -305,8 +309,8 @@ COMFY_FAMILIES = (  # names beside the general ones
 COMFYUI = Host(
     "comfyui",
     "ComfyUI",
+    families=IN_COMFY,
     facts=(
-        Fact(False, NO_MODEL, families=NOT_IN_COMFY, fatal=True),
         POSITIONAL,
         *COMFY_ALGORITHMS,
         Fact(

@@ -12,7 +12,7 @@ from .architectures import architecture
 from .detect import Match, Shapes
 from .host_model import Look
 from .host_words import RECOGNISED
-from .keymap import Keymap, Place, grouped, keymap, prefix_for
+from .keymap import Keymap, Place, grouped, keymap
 from .scales import Scales
 from .suffixes import COMMON
 
@@ -189,8 +189,5 @@ def _header_alphas(
         down = shapes.get(roles.get("down", ""))
         rank = down[0] if down else None
         if rank and rank > 0 and "alpha" not in roles:
-            part = map.family.component(target.component)
-            prefix = (prefix_for(part, "diffusers") if part else None) or ""
-            names = [name for layout in ("diffusers", "original") if (name := map.name(target, layout)) is not None]
-            found[target] = (scales.alpha(prefix, names, rank), rank)
+            found[target] = (scales.alpha(*map.words(target), rank), rank)
     return found

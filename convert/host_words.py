@@ -33,13 +33,11 @@ RECOGNISED = {  # files that a host knows by some of their keys: mark -> those k
     ),
 }
 
-NO_MODEL = "it has no model of this family"
 FLAT_CLIP = "it does not know text encoder names without 'text_model'"
 STRANGE_PREFIX = "its keys begin with words it does not know"
 ADAPTER_NAME = "it does not know an adapter's name inside keys (lora_A.NAME.weight)"
 NOT_PROCESSOR = "of attention it knows only the old Diffusers names (attn1.processor.to_q), not attn1.to_q"
 NOT_DIFFUSERS = "it does not know the Diffusers names of this family"
-ORIGINAL_ONLY = "it knows only the original names there"
 BLOCKS_ONLY = "of this family's Diffusers names it knows only those inside the blocks"
 NOT_THERE = "its model has no such layer"
 NOT_THIS_ENCODER = "it does not know these names of the text encoder"

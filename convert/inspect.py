@@ -19,7 +19,7 @@ from ..lora_core.errors import LorasmithError
 from ..lora_core.header import opened, read_tensors
 from . import peft
 from .against import Model, compare, read_model
-from .algorithms import ALGORITHMS, kind_of
+from .algorithms import ALGORITHMS, kind_of, still
 from .architectures import ARCHITECTURES, architecture
 from .detect import POSITIONAL, Match, detect
 from .files import tensors_at
@@ -35,6 +35,7 @@ KINDS = (*(row.id for row in ALGORITHMS), "dora")
 RANKED = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b", "embedding_down", "a2")  # whose first axis is the rank
 WEBUIS = ("comfyui", "a1111", "forge")  # hosts that kohya files suit
 WEBUI_FAMILIES = ("sd15", "sd21", "sdxl")  # families that all of them have
+COMFY = format_named("comfy")
 SHOWN = 3  # of a list, in text
 
 
@@ -244,7 +245,8 @@ def _health(match: Match, findings: _Findings | None) -> dict[str, int] | None:
         return None
     zero: dict[tuple[str, str], bool] = defaultdict(lambda: True)
     for target, roles in match.layers.items():
-        zero[target.component, target.module] &= any(key in findings.zero for key in roles.values())
+        module = (target.component, target.module)
+        zero[module] &= still(roles, [role for role, key in roles.items() if key in findings.zero])
     return {"nan": findings.nan, "inf": findings.inf, "zero_layers": sum(zero.values())}
 
 
@@ -353,6 +355,7 @@ def _next(info: Mapping[str, Any]) -> str:
         return str(against["next"])
     if info["candidates"][0] in WEBUI_FAMILIES and not all(_loads_well(info["hosts"][id]) for id in WEBUIS):
         return f"'convert {name} OUT.safetensors --to kohya' makes a file that ComfyUI, A1111 and Forge load in full"
-    if not _loads_well(info["hosts"]["comfyui"]) and info["format"] != "comfy":
+    written = set(format_named(info["format"]).kinds) if info["format"] != "mixed" else {"lora"}
+    if not _loads_well(info["hosts"]["comfyui"]) and info["format"] != "comfy" and written <= set(COMFY.kinds):
         return f"'convert {name} OUT.safetensors --to comfy' writes it in ComfyUI's own names"
     return str(against["next"]) if against else "load it"

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from ..lora_core.adapter import Target
 from .architectures import architecture
 from .formats import NAMINGS
-from .model import Architecture, Component, Module, Naming, expand, modules
+from .model import Architecture, Component, Module, expand, modules, renamed
 from .suffixes import BIASES, COMMON, MODULATION, Suffix, readings, spelled
 
 SAME = "same"  # the naming of a module that both layouts call alike
@@ -108,6 +108,12 @@ class Keymap:
             self._spelled[key] = {place: name for name, place, blocks in known if not blocks}
         return self._spelled[key].get(replace(target, parameter="weight") if target.parameter != "weight" else target)
 
+    def words(self, target: Target) -> tuple[str, list[str]]:
+        """Return what a header calls a target: its component's word in Diffusers, and its names in both layouts."""
+        part = self.family.component(target.component)
+        names = (self.name(target, layout) for layout in ("diffusers", "original"))
+        return (prefix_for(part, "diffusers") if part else None) or "", [name for name in names if name is not None]
+
     def place(self, key: str, positions: Mapping[str, frozenset[str]] | None = None) -> Place | None:
         """Return what a key stands for, or None when this family does not know it.
 
@@ -174,6 +180,9 @@ class Keymap:
             if suffix.role in BIASES:
                 target = replace(target, parameter="bias")
             if suffix.block is not None:
+                module = self.module(target)
+                if module is None or suffix.block >= len(module.blocks):
+                    return None
                 target = replace(target, block=suffix.block)
             return Place(target, suffix.role, spelling, name.blocks)
         return None
@@ -238,7 +247,7 @@ class Keymap:
             for name, target in _in_layout(component, module, layout):
                 if rule is None:
                     yield name, target, 0
-                elif (changed := _changed(name, rule)) is not None:
+                elif (changed := renamed(name, rule)) is not None:
                     new, blocks = changed
                     yield new, (replace(target, block=0) if blocks else target), blocks
 
@@ -273,21 +282,6 @@ def _in_layout(component: str, module: Module, layout: str) -> Iterator[tuple[st
     else:
         for block, name in enumerate(module.diffusers):
             yield name, Target(component, module.original, block)
-
-
-def _changed(name: str, rule: Naming) -> tuple[str, int] | None:
-    """Return a name under a naming's rules and how many row blocks it holds (0: just its target), or None."""
-    if rule.beginning:
-        before, after = rule.beginning
-        if not name.startswith(before):
-            return None
-        name = after + name[len(before) :]
-        if not rule.endings:
-            return name, 0
-    for ending, new in rule.endings:
-        if name.endswith(ending):
-            return name[: len(name) - len(ending)] + new, rule.spans.get(new, 0)
-    return None
 
 
 def _prefixes(family: Architecture) -> Iterator[_Prefix]:

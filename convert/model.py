@@ -135,6 +135,21 @@ def modules(component: Component) -> Iterator[Module]:
                 yield Module(original, tuple(diffusers), shape, blocks, row.swapped)
 
 
+def renamed(name: str, rule: Naming) -> tuple[str, int] | None:
+    """Return a name under a naming's rules and how many row blocks it holds (0: just its target), or None."""
+    if rule.beginning:
+        before, after = rule.beginning
+        if not name.startswith(before):
+            return None
+        name = after + name[len(before) :]
+        if not rule.endings:
+            return name, 0
+    for ending, new in rule.endings:
+        if name.endswith(ending):
+            return name[: len(name) - len(ending)] + new, rule.spans.get(new, 0)
+    return None
+
+
 def expand(pattern: str) -> list[str]:
     """Expand the `{a-b}` ranges of one name.
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from .architectures import ARCHITECTURES
 from .formats import NAMINGS
-from .model import RANGE, Architecture, Component, Naming
+from .model import RANGE, Architecture, Component, renamed
 from .suffixes import MODULATION, readings
 
 NUMBER = re.compile(r"\d+")
@@ -79,16 +79,8 @@ def _names(part: Component, family: Architecture) -> Iterator[str]:
             yield from diffusers
             for naming in (*NAMINGS, *family.namings):
                 for name in [original] if naming.of == "original" else diffusers:
-                    yield from _changed(name, naming)
-
-
-def _changed(name: str, naming: Naming) -> Iterator[str]:
-    before, after = naming.beginning or ("", "")
-    if name.startswith(before):
-        rest = after + name[len(before) :]
-        for ending, new in naming.endings or (("", ""),):
-            if rest.endswith(ending):
-                yield rest[: len(rest) - len(ending)] + new
+                    if (changed := renamed(name, naming)) is not None:
+                        yield changed[0]
 
 
 def _flat(name: str) -> str:

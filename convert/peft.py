@@ -73,6 +73,7 @@ def config_of(adapter: Adapter, component: str, map: Keymap) -> dict[str, Any]:
     plain = {
         map.name(target, "diffusers") or target.module: layer.layer if isinstance(layer, DoRA) else layer
         for target, layer in in_layout(own, map, "diffusers").items()
+        if target.parameter == "weight"
     }
     layers = {name: layer for name, layer in plain.items() if isinstance(layer, LoRA)}
     rank = _common(layer.rank for layer in layers.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import BadValues, UnsupportedLayer
+from ..lora_core.ops.health import refuse_bad_values
 from ..lora_core.ops.report import Report, difference
 from .codec import decode
 from .detect import Match, detect
@@ -18,32 +19,40 @@ TOLERANCE = 1e-6  # relative, over all layers; a few float32 roundings
 
 @dataclass(frozen=True)
 class Proof:
-    """What was written, as a reader of the file finds it."""
+    """What a file holds, or will hold, as a reader of it finds it."""
 
-    path: Path
-    adapter: Adapter  # read back from what was stored
+    plan: Plan
+    adapter: Adapter  # read back from what is to be stored
     match: Match
     report: Report  # its error against the adapter that was to be written
 
 
-def write_proved(
-    adapter: Adapter, path: str | Path, format: str | Match = "kohya", *, dtype: str = "keep", overwrite: bool = False
-) -> Proof:
-    """Write an adapter as `write` does, but only after what the file will hold was read back and found to do the same.
+def prove(adapter: Adapter, path: str | Path, format: str | Match = "kohya", *, dtype: str = "keep") -> Proof:
+    """Plan a file as `write` does, read it back and find that it does the same. Nothing is written.
 
     With dtype "keep" or "fp32" the weight changes must agree to a relative 1e-6; a narrower dtype is a wish to round,
     so that there the error is only reported.
 
     Raises:
-        UnsupportedLayer: the file would do something else; nothing was written.
-        BadValues: values too large for the dtype; nothing was written.
+        UnsupportedLayer: the file would do something else.
+        BadValues: values that are no finite numbers, or too large for the dtype.
         LorasmithError: as `write`.
     """
+    refuse_bad_values(adapter, path)
     planned = plan(adapter, path, format, dtype)
     back, match = _read_back(planned)
     report = difference(*alike([back, adapter]))
     _refuse(report, planned, dtype)
-    return Proof(store_plan(planned, overwrite), back, match, report)
+    return Proof(planned, back, match, report)
+
+
+def write_proved(
+    adapter: Adapter, path: str | Path, format: str | Match = "kohya", *, dtype: str = "keep", overwrite: bool = False
+) -> Proof:
+    """Write an adapter as `write` does, but only after `prove` found what the file will hold to do the same."""
+    proof = prove(adapter, path, format, dtype=dtype)
+    store_plan(proof.plan, overwrite)
+    return proof
 
 
 def _read_back(planned: Plan) -> tuple[Adapter, Match]:

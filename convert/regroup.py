@@ -35,9 +35,9 @@ def in_layout(layers: Mapping[Target, Layer], map: Keymap, layout: str) -> dict[
     for target, layer in layers.items():
         module = map.module(target)
         if module and module.blocks and target.block is None:
-            found.update(_apart(target, layer, module.blocks))
+            _add(found, _apart(target, layer, module.blocks))
         else:
-            found[target] = turned(target, layer, map)
+            _add(found, {target: turned(target, layer, map)})
     return found
 
 
@@ -83,18 +83,29 @@ def _together(layers: Mapping[Target, Layer], map: Keymap) -> dict[Target, Layer
         else:
             parts[replace(target, block=None)][target.block] = layer
     for target, blocks in parts.items():
-        if target in found:
-            raise UnsupportedLayer(
-                f"{target.component}.{target.module}: there is a layer for the whole weight and one for a part of it. "
-                f"Convert to diffusers, which keeps the parts, or merge"
-            )
         module = map.module(target)
         heights = module.blocks if module else ()
         try:
-            found[target] = stack([blocks.get(n) for n in range(len(heights))], heights)
+            whole = stack([blocks.get(n) for n in range(len(heights))], heights)
         except UnsupportedLayer as error:
             raise _placed(error, target) from None
+        _add(found, {target: whole})
     return found
+
+
+def _add(found: dict[Target, Layer], layers: Mapping[Target, Layer]) -> None:
+    """Put layers with the others, in place.
+
+    Raises:
+        UnsupportedLayer: there is a layer for a whole weight and one for some of its rows.
+    """
+    for target, layer in layers.items():
+        if target in found:
+            raise UnsupportedLayer(
+                f"{target.component}.{target.module}: there is a layer for the whole weight and one for a part of it. "
+                f"Take one of them out"
+            )
+        found[target] = layer
 
 
 def _placed(error: UnsupportedLayer, target: Target) -> UnsupportedLayer:
@@ -137,5 +148,5 @@ def _parted(layers: Mapping[Target, Layer], parted: Collection[Target], map: Key
     found: dict[Target, Layer] = {}
     for target, layer in layers.items():
         module = map.module(target) if target in parted else None
-        found.update(_apart(target, layer, module.blocks) if module and module.blocks else {target: layer})
+        _add(found, _apart(target, layer, module.blocks) if module and module.blocks else {target: layer})
     return found

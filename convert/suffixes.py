@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 NAME = "{name}"  # stands for a PEFT adapter's name
@@ -19,7 +19,7 @@ class Suffixes:
     roles: Mapping[str, tuple[str, ...]]
     prefixes: tuple[str, ...] = ()  # only below these families of prefixes; empty: below any
     families: tuple[str, ...] = ()  # only in these model families; empty: in any
-    named: bool = field(default=False)  # only with module names of a Naming that lists the group
+    named: bool = False  # only with module names of a Naming that lists the group
 
 
 SUFFIXES: tuple[Suffixes, ...] = (
@@ -140,10 +140,7 @@ def looks_like_layer(key: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _read(text: str) -> tuple[Suffix, ...]:
-    literal = _literals().get(text, ())
-    if literal or "." not in text:
-        return literal or tuple(_patterned(text))
-    return tuple(_patterned(text))
+    return _literals().get(text) or tuple(_patterned(text))
 
 
 def _patterned(text: str) -> Iterator[Suffix]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..lora_core.errors import UnsupportedLayer
+from ..lora_core.errors import BadValues, UnsupportedLayer
 from ..lora_core.layers import (
     BOFT,
     IA3,
@@ -28,10 +28,12 @@ from ..lora_core.layers import (
     PeftBOFT,
     Replace,
 )
-from ..lora_core.ops.merge import store_dtype
+from ..lora_core.ops.merge import rescaled, store_dtype
+from .scales import PEFT_KEY
 
 HADA = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
 LOKR = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+MOST = 1 << 20  # a rank beyond it is a mistake
 GLORA = ("a1", "a2", "b1", "b2")
 Shape = tuple[int, ...]
 
@@ -60,12 +62,13 @@ def build(parts: Mapping[str, Tensor], context: Context) -> Layer:
     Raises:
         UnsupportedLayer: no layer has these roles.
     """
+    idle = float(parts["alpha"]) if "alpha" in parts else None
     for role in ("diff", "diff_b", "diff_m", "up_bias"):
         if role in parts:
-            return Full(parts[role])
+            return Full(parts[role], alpha=idle)
     for role in ("w_norm", "b_norm"):
         if role in parts:
-            return Norm(parts[role])
+            return Norm(parts[role], alpha=idle)
     for role in ("value", "value_b"):
         if role in parts:
             return Replace(parts[role])
@@ -80,7 +83,7 @@ def _additive(parts: Mapping[str, Tensor], context: Context) -> LoRA | LoHa | Lo
     if "down" in parts:
         down, up = _unflattened(parts["down"], parts["up"], context.shape)
         alpha = _alpha(parts, context, int(down.shape[0]))
-        return LoRA(down, up, alpha, parts.get("mid"), reshape=parts.get("reshape"), scalar=scalar)
+        return _widened(LoRA(down, up, alpha, parts.get("mid"), scalar=scalar), parts.get("reshape"))
     if "embedding_down" in parts:  # PEFT: the change of an embedding (words, width) is (B A) transposed
         down, up = parts["embedding_up"].T.contiguous(), parts["embedding_down"].T.contiguous()
         return LoRA(down, up, _alpha(parts, context, int(down.shape[0])))
@@ -91,11 +94,24 @@ def _additive(parts: Mapping[str, Tensor], context: Context) -> LoRA | LoHa | Lo
     if any(role in parts for role in ("lokr_w1", "lokr_w1_a")):
         factors: dict[str, Any] = {name: parts[f"lokr_{name}"] for name in LOKR if f"lokr_{name}" in parts}
         low = next((parts[role] for role in ("lokr_w1_b", "lokr_w2_b") if role in parts), None)
-        r = context.settings.get("r")
-        rank = int(low.shape[0]) if low is not None else r if isinstance(r, int) and r > 0 else None
+        rank = int(low.shape[0]) if low is not None else _whole(context.settings, "r")
         alpha = _alpha(parts, context, rank or 1)
         return LoKr(**factors, alpha=alpha, scalar=scalar, r=rank if low is None else None)
     return None
+
+
+def _widened(layer: LoRA, reshape: Tensor | None) -> LoRA:
+    """Return the layer with the shape to which the base weight is widened first.
+
+    Raises:
+        BadValues: it is no such shape.
+    """
+    if reshape is None:
+        return layer
+    sizes = reshape.flatten().tolist()
+    if any(size != int(size) for size in sizes) or tuple(map(int, sizes)) != layer.shape:
+        raise BadValues(f"reshape_weight is {sizes}, its layer has the shape {list(layer.shape)}. Get the file again")
+    return replace(layer, reshape=reshape)
 
 
 def _transform(parts: Mapping[str, Tensor], context: Context) -> Layer:
@@ -112,7 +128,9 @@ def _transform(parts: Mapping[str, Tensor], context: Context) -> Layer:
         return PeftBOFT(parts["boft_R"], parts["boft_s"])
     if "a1" in parts:
         given = {name: parts[name] for name in GLORA}
-        return GLoRA(**given, alpha=_alpha(parts, context, int(parts["a2"].shape[0])))
+        if given["a1"].shape[0] < given["a1"].shape[1]:  # early LyCORIS: a1 was (rank, in), under exchanged names
+            given = {"a1": given["a2"], "a2": given["a1"], "b1": given["b2"], "b2": given["b1"]}
+        return GLoRA(**given, alpha=_alpha(parts, context, int(given["a2"].shape[0])))
     if "ia3_l" in parts:
         return IA3(parts["ia3_l"], on_input=_on_input(parts["ia3_l"], context), absolute=True)
     if "ia3" in parts:
@@ -122,14 +140,26 @@ def _transform(parts: Mapping[str, Tensor], context: Context) -> Layer:
 
 def _oft_v2(upper: Tensor, settings: Mapping[str, object], scaled_down: bool) -> OFTv2:
     """Return PEFT's rotation under its configuration (source of the names and defaults: PEFT `OFTConfig`)."""
-    terms, bound = settings.get("num_cayley_neumann_terms"), settings.get("eps")
+    bound, terms = settings.get("eps"), _whole(settings, "num_cayley_neumann_terms")
     exact = settings.get("use_cayley_neumann") is False
     return OFTv2(
         upper,
-        terms=None if exact else terms if isinstance(terms, int) else OFTv2.terms,
+        terms=None if exact else OFTv2.terms if terms is None else terms,
         coft=float(bound) if settings.get("coft") is True and isinstance(bound, (int, float)) else None,
         scaled_down=scaled_down,
     )
+
+
+def _whole(settings: Mapping[str, object], name: str) -> int | None:
+    """Return a whole number from 1 of a configuration, None where it has none.
+
+    Raises:
+        BadValues: it is something else, on which the layers' effect hangs.
+    """
+    value = settings.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST):
+        return value
+    raise BadValues(f"{PEFT_KEY}: {name} is {str(value)[:40]!r}, not a whole number from 1. Get the file again")
 
 
 def _on_input(scale: Tensor, context: Context) -> bool:
@@ -174,28 +204,27 @@ def roles(layer: Layer, parameter: str = "weight", alpha: str = "tensor") -> dic
         return {**roles(layer.layer, parameter, alpha), "magnitude": layer.magnitude}
     if isinstance(layer, Replace):
         return {"value_b" if bias else "value": layer.value}
-    if isinstance(layer, Norm):
-        return {"b_norm" if bias else "w_norm": _dense(layer)}
-    if isinstance(layer, Full):
-        return {"diff_b" if bias else "diff": _dense(layer)}
     if isinstance(layer, LoRA):
         return _low_rank(layer, alpha)
-    given = _own(layer)
-    number = getattr(layer, "alpha", getattr(layer, "constraint", None))
-    said = alpha == "tensor" or (alpha == "folded" and getattr(layer, "scale", 1) != 1)
-    if said and number is not None:
-        given["alpha"] = torch.tensor(number)
-    return given
+    given = _own(layer, bias)
+    first = next(iter(given.values()))
+    number = _beside(layer, alpha)
+    return given if number is None else {**given, "alpha": store_dtype(torch.tensor(number), first.dtype)}
 
 
-def _dense(layer: Full) -> Tensor:
-    return layer.diff if layer.scale == 1 else store_dtype(layer.diff.float() * layer.scale, layer.diff.dtype)
+def _beside(layer: Layer, alpha: str) -> float | None:
+    """Return the number that a layer's `alpha` tensor holds, None where it has none to write."""
+    if isinstance(layer, (LoHa, LoKr, GLoRA)):  # "folded": these have no factor that a scale could go into
+        return layer.alpha if alpha == "tensor" or (alpha == "folded" and layer.scale != 1) else None
+    if isinstance(layer, (DiagOFT, BOFT)):
+        return None if alpha == "config" else layer.constraint
+    if isinstance(layer, KohyaOFT):
+        return layer.alpha
+    return layer.alpha if isinstance(layer, Full) and alpha == "tensor" else None
 
 
 def _low_rank(layer: LoRA, alpha: str) -> dict[str, Tensor]:
-    up = layer.up
-    if alpha == "folded" and layer.scale != 1:
-        up = store_dtype(up.float() * layer.scale, up.dtype)
+    up = rescaled(layer.up, layer.scale) if alpha == "folded" else layer.up
     beside = {"mid": layer.mid, "reshape": layer.reshape, "scalar": layer.scalar}
     found = {"down": layer.down, "up": up, **{role: tensor for role, tensor in beside.items() if tensor is not None}}
     if alpha == "tensor":
@@ -203,7 +232,11 @@ def _low_rank(layer: LoRA, alpha: str) -> dict[str, Tensor]:
     return found
 
 
-def _own(layer: Layer) -> dict[str, Tensor]:
+def _own(layer: Layer, bias: bool) -> dict[str, Tensor]:
+    if isinstance(layer, Norm):
+        return {"b_norm" if bias else "w_norm": rescaled(layer.diff, layer.scale)}
+    if isinstance(layer, Full):
+        return {"diff_b" if bias else "diff": rescaled(layer.diff, layer.scale)}
     if isinstance(layer, LoHa):
         return _given(layer, HADA, "hada_")
     if isinstance(layer, LoKr):

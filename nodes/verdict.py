@@ -9,7 +9,7 @@ from ..convert.architectures import architecture
 from ..convert.expressible import kind as kind_of
 from ..convert.words import base_model, trigger_words
 from ..lora_core.adapter import Adapter
-from ..lora_core.layers import DoRA, Layer, LoRA
+from ..lora_core.layers import DoRA, Layer, LoRA, rank_of
 from ..lora_core.ops.health import health
 from .fit import Fit, families
 
@@ -18,7 +18,7 @@ def summary(adapter: Adapter) -> str:
     """Return family, layers, algorithms other than LoRA and ranks in one line."""
     family = architecture(adapter.architecture).name if adapter.architecture else "fits several model families"
     kinds = sorted({kind(layer) for layer in adapter.layers.values()} - {"LoRA"})
-    ranks = [rank for layer in adapter.layers.values() if (rank := _rank(layer)) is not None]
+    ranks = [rank for layer in adapter.layers.values() if (rank := rank_of(layer)) is not None]
     sizes = f", rank {_range(ranks)}" if ranks else ""
     return f"{family}, {len(adapter.layers)} layers{''.join(f', {one}' for one in kinds)}{sizes}"
 
@@ -67,11 +67,6 @@ def fitness(found: Fit) -> str:
     if found.conflicts:
         lines.append(f"{len(found.conflicts)} have another shape, first {found.conflicts[0].name!r}")
     return "; ".join(lines)
-
-
-def _rank(layer: Layer) -> int | None:
-    rank: int | None = getattr(layer.layer if isinstance(layer, DoRA) else layer, "rank", None)
-    return rank
 
 
 def _health(adapter: Adapter) -> str:

@@ -248,7 +248,7 @@ def test_a_rotation_keeps_lengths(name: str) -> None:
 def test_a_part_acts_as_the_whole_does_on_its_rows(name: str) -> None:
     layer, weight = LAYERS[name], weight_for(LAYERS[name])
     if name in NO_CUT:
-        with pytest.raises(UnsupportedLayer, match="cannot be rearranged: .*; keep the layout") as refusal:
+        with pytest.raises(UnsupportedLayer, match="cannot be rearranged: .*; choose a dialect that keeps") as refusal:
             cut(layer, 0, 8, OUT)
         assert "\n" not in refusal.value.message
         return
@@ -403,7 +403,7 @@ def test_scale_scales_or_says_what_to_do(name: str) -> None:
     assert scale(adapter(layer), 1).layers[TARGET] is layer
     if layer.scaled(0.5) is None:
         with pytest.raises(
-            UnsupportedLayer, match=rf"attn.qkv: a {type(layer).__name__} layer .* bake it into a model"
+            UnsupportedLayer, match=rf"attn.qkv: a {type(layer).__name__} layer .* set the strength in the program"
         ):
             scale(adapter(layer), 0.5)
         return
@@ -416,7 +416,7 @@ def test_merging_adds_what_can_be_added(name: str) -> None:
     assert same_bytes(merge([Weighted(adapter(layer))]).layers[TARGET], layer)
     parts = [Weighted(adapter(layer)), Weighted(adapter(layer), 0.5)]
     if isinstance(layer, Transform):
-        with pytest.raises(UnsupportedLayer, match="depends on the base weight, .* bake both into a model"):
+        with pytest.raises(UnsupportedLayer, match="depends on the base weight, .* apply both, one after the other"):
             merge(parts)
         return
     if isinstance(layer, LoHa | LoKr):

@@ -55,7 +55,6 @@ ANIMA = Architecture(
             groups=ADAPTER,
             prefixes={
                 "kohya": ("lora_unet_llm_adapter", "lycoris_llm_adapter"),
-                "onetrainer": ("lora_transformer_llm_adapter",),
                 "diffusers": ("text_conditioner", "transformer.llm_adapter"),
                 "comfy": ("diffusion_model.llm_adapter",),
                 "peft": ("text_conditioner.base_model.model", "base_model.model.llm_adapter"),

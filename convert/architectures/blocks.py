@@ -77,12 +77,13 @@ UNET_PREFIXES = {
 DIT_PREFIXES = {
     "kohya": ("lora_unet", "lora_unet_", "lycoris"),  # Fun's trainer joins with two underscores
     "oft": ("oft_unet",),
-    "onetrainer": ("lora_transformer",),
     "diffusers": ("transformer",),
     "comfy": ("diffusion_model",),
     "peft": ("base_model.model", "transformer.base_model.model"),
     "bare": ("", "net", "model.diffusion_model"),
 }
+# OneTrainer's first families, which it flattens under a word of its own; later ones are `transformer.` with dots.
+FLAT_DIT_PREFIXES = {**DIT_PREFIXES, "onetrainer": ("lora_transformer",)}
 
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 TRANSFORMER_POSITIONS = (

@@ -6,7 +6,7 @@ Names and shapes: the published checkpoint and Diffusers' ChromaTransformer2DMod
 from __future__ import annotations
 
 from ..model import Architecture, Component, Group, Row
-from .blocks import DIT_PREFIXES
+from .blocks import FLAT_DIT_PREFIXES
 from .flux_blocks import DOUBLE_ATTENTION, DOUBLE_MLP, IN, PROJ_OUT, SINGLE_LINEAR, SINGLE_NORMS
 from .text_encoders import T5XXL, T5XXL_SIZES
 
@@ -31,7 +31,7 @@ CHROMA = Architecture(
                 Group("single_blocks.{0-37}", "single_transformer_blocks.{0-37}", (*SINGLE_LINEAR, *SINGLE_NORMS)),
             ),
             sizes={"width": 3072, "latent": 64, "context": 4096, "guidance": 5120},
-            prefixes=DIT_PREFIXES,
+            prefixes=FLAT_DIT_PREFIXES,
             checkpoint=("model.diffusion_model",),
             folder="transformer",
         ),

@@ -7,7 +7,7 @@ channels at `img_in`; schnell has no `guidance_in`.
 from __future__ import annotations
 
 from ..model import Architecture, Component, Group, Naming
-from .blocks import DIT_PREFIXES
+from .blocks import FLAT_DIT_PREFIXES
 from .flux_blocks import BODY, EMBEDDER, IN, OUT
 from .text_encoders import CLIP_L, CLIP_L_SIZES, T5XXL, T5XXL_SIZES
 
@@ -25,7 +25,7 @@ FLUX = Architecture(
                 *BODY,
             ),
             sizes={"width": 3072, "latent": 64, "context": 4096},
-            prefixes=DIT_PREFIXES,
+            prefixes=FLAT_DIT_PREFIXES,
             checkpoint=("model.diffusion_model",),
             folder="transformer",
         ),

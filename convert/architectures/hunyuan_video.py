@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..model import Architecture, Component, Group, Row
-from .blocks import DIT_PREFIXES
+from .blocks import FLAT_DIT_PREFIXES
 from .flux_blocks import DOUBLE, EMBEDDER, SINGLE
 from .hunyuan_blocks import HUNYUAN_ENDS, TENCENT
 from .text_encoders import CLIP_L, CLIP_L_SIZES, LLAMA31_8B, LLAVA_LLAMA3_8B_SIZES
@@ -24,7 +24,7 @@ HUNYUAN_VIDEO = Architecture(
                 Group("single_blocks.{0-39}", "single_transformer_blocks.{0-39}", SINGLE),
             ),
             sizes={"width": 3072, "latent": 64, "context": 4096},
-            prefixes=DIT_PREFIXES,
+            prefixes=FLAT_DIT_PREFIXES,
             checkpoint=("model.diffusion_model",),
             folder="transformer",
         ),

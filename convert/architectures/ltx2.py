@@ -81,7 +81,6 @@ LTX2 = Architecture(
             sizes={"width": 3840},
             prefixes={
                 "kohya": ("lora_unet", "lycoris"),
-                "onetrainer": ("lora_transformer",),
                 "diffusers": ("connectors",),
                 "comfy": ("diffusion_model",),
                 "peft": ("connectors.base_model.model", "base_model.model"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..model import Architecture, Component, Group, Row
-from .blocks import DIT_PREFIXES
+from .blocks import FLAT_DIT_PREFIXES
 from .text_encoders import T5XXL, T5XXL_SIZES
 
 PIXART_SIGMA = Architecture(
@@ -46,7 +46,7 @@ PIXART_SIGMA = Architecture(
                 ),
             ),
             sizes={"width": 1152},
-            prefixes={**DIT_PREFIXES, "peft": (*DIT_PREFIXES["peft"], "unet.base_model.model")},
+            prefixes={**FLAT_DIT_PREFIXES, "peft": (*FLAT_DIT_PREFIXES["peft"], "unet.base_model.model")},
             checkpoint=("model.diffusion_model",),
             folder="transformer",
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..model import Architecture, Component, Group
-from .blocks import DIT_PREFIXES
+from .blocks import FLAT_DIT_PREFIXES
 from .sd3 import SD3_BLOCK, SD3_CONTEXT, SD3_ENDS, SD3_LAST, SD3_MODULATION, SD3_TEXT_ENCODERS, SD35_DUAL, SD35_NORMS
 
 SD35_MEDIUM = Architecture(
@@ -22,7 +22,7 @@ SD35_MEDIUM = Architecture(
                 Group("joint_blocks.23", "transformer_blocks.23", SD3_LAST),
             ),
             sizes={"width": 1536},
-            prefixes=DIT_PREFIXES,
+            prefixes=FLAT_DIT_PREFIXES,
             checkpoint=("model.diffusion_model",),
             folder="transformer",
         ),

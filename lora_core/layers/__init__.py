@@ -21,6 +21,14 @@ from .replace import Replace
 # The union grows by one name for each algorithm.
 Layer = BOFT | DiagOFT | DoRA | Full | GLoRA | IA3 | KohyaOFT | LoHa | LoKr | LoRA | Norm | OFTv2 | PeftBOFT | Replace
 
+
+
+def rank_of(layer: Layer) -> int | None:
+    """Return a layer's rank, of a DoRA its inner layer's, or None where the algorithm has none."""
+    rank: int | None = getattr(layer.layer if isinstance(layer, DoRA) else layer, "rank", None)
+    return rank
+
+
 __all__ = [
     "BOFT",
     "IA3",
@@ -39,4 +47,5 @@ __all__ = [
     "PeftBOFT",
     "Replace",
     "Transform",
+    "rank_of",
 ]

@@ -25,6 +25,15 @@ def wide(tensor: Tensor) -> Tensor:
 T = TypeVar("T", bound="Transform")
 
 
+def identical(one: object, other: object) -> bool:
+    """Tell whether two tensors, or two other values, are the same: dtype and every value of a tensor."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one == other
+    if one is other or one.dtype != other.dtype or one.dtype.itemsize > 1:
+        return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+    return one.shape == other.shape and torch.equal(one.view(torch.uint8), other.view(torch.uint8))  # 8-bit floats
+
+
 class Additive(ABC):
     """A layer whose effect is `weight + strength * delta()`, whatever the weight."""
 

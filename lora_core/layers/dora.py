@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..errors import WrongArchitecture
 from .base import Sizes, Transform, misfit
 from .loha import LoHa
 from .lokr import LoKr
@@ -50,8 +51,12 @@ class DoRA(Transform):
     def changed(self, weight: Tensor, strength: float) -> Tensor:
         """Return the weight with its new direction and lengths."""
         axis = 1 if self.on_input else 0
-        if math.prod(self.layer.shape) != weight.numel() or weight.shape[axis] != self.magnitude.numel():
+        if math.prod(self.layer.shape) != weight.numel():
             raise misfit(self, self.shape, weight)
+        if weight.shape[axis] != self.magnitude.numel():
+            raise WrongArchitecture(
+                f"a DoRA layer with {self.magnitude.numel()} magnitudes met a weight of shape {tuple(weight.shape)}"
+            )
         delta = self.layer.delta().to(weight).reshape(weight.shape)
         changed = torch.add(weight, delta, alpha=strength if self.peft else 1.0)
         sides = [1] * weight.dim()

@@ -19,6 +19,7 @@ class Full(Additive):
 
     diff: Tensor  # (out, in, *kernel) or (out,)
     scale: float = 1.0  # factor on it; no file has a place for it beside the tensor, so a writer multiplies it in
+    alpha: float | None = None  # that a file has beside it, without any effect; kept so that the file comes back
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -109,6 +109,11 @@ def store_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
+def rescaled(tensor: Tensor, factor: float) -> Tensor:
+    """Return a stored tensor multiplied: itself by 1, else in float32 unless its own dtype holds every value."""
+    return tensor if factor == 1 else store_dtype(tensor.float() * factor, tensor.dtype)
+
+
 def common_shape(target: Target, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the shape that all share; a matrix counts as a convolution whose kernel is flattened. Raises BadValues."""
     longest = max(shapes, key=len)
@@ -140,7 +145,7 @@ def _merged(target: Target, parts: Sequence[Part], rank: int | None, energy: flo
     if products and (rank is not None or energy is not None) and len(products) + len(layers) == len(parts):
         total = _total(target, parts)
         best = truncated_matrix(total.flatten(1), rank, energy)
-        return _layer(best.rows, best.columns, tuple(total.shape))
+        return low_rank(best.rows, best.columns, tuple(total.shape))
     if len(parts) == 1:
         return scaled(target, parts[0].layer, parts[0].strength)
     if len(layers) == len(parts):
@@ -163,7 +168,7 @@ def _stacked(target: Target, layers: Sequence[LoRA], strengths: Sequence[float])
         down = torch.cat([layer.down.flatten(1).to(wide) for layer in layers])
     scaled_rows = [rows(layer, strength) for layer, strength in zip(layers, strengths, strict=True)]
     up = store_dtype(torch.cat(scaled_rows, 1).float(), widest([layer.up for layer in layers]))
-    return _layer(up, down, shape)
+    return low_rank(up, down, shape)
 
 
 def _truncated(
@@ -173,12 +178,12 @@ def _truncated(
     total = stack(terms)
     best = truncated(total.to(torch.float32), rank, energy)
     if resolution(best) < LITTLE * resolution(total) and cancel(terms):
-        return _layer(torch.zeros(shape[0], 1), torch.zeros(1, math.prod(shape[1:])), shape)
-    return _layer(best.rows, best.columns, shape)
+        return low_rank(torch.zeros(shape[0], 1), torch.zeros(1, math.prod(shape[1:])), shape)
+    return low_rank(best.rows, best.columns, shape)
 
 
-def _layer(up: Tensor, down: Tensor, shape: tuple[int, ...]) -> LoRA:
-    """Return the LoRA with these matrices, in the shape that its weight asks for, at scale 1."""
+def low_rank(up: Tensor, down: Tensor, shape: tuple[int, ...]) -> LoRA:
+    """Return the LoRA of `up` (out, rank) and `down` (rank, in * kernel) for a weight of that shape, at scale 1."""
     rank = len(down)
     ones = (1,) * (len(shape) - 2)
     return LoRA(down.reshape(rank, *shape[1:]), up.reshape(shape[0], rank, *ones), alpha=float(rank))
@@ -191,7 +196,7 @@ def _total(target: Target, parts: Sequence[Part]) -> Tensor:
         if not isinstance(part.layer, Additive):
             raise UnsupportedLayer(
                 f"{target.module}: the effect of a {type(part.layer).__name__} layer depends on the base weight, so it "
-                "cannot be added to another one; bake both into a model instead"
+                "cannot be added to another one; apply both, one after the other"
             )
         terms.append(part.layer.delta().double() * part.strength)
     shape = common_shape(target, [tuple(term.shape) for term in terms])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..adapter import Target
-from ..layers import DoRA, GLoRA, Layer, LoHa, LoKr, LoRA
+from ..layers import DoRA, GLoRA, Layer, LoHa, LoKr, LoRA, rank_of
 
 OPERATION = "lorasmith.operation"
 
@@ -55,8 +55,8 @@ def combined(
 def dimensions(layers: Mapping[Target, Layer]) -> dict[str, str]:
     """Return `ss_network_dim` and `ss_network_alpha`, "Dynamic" where layers differ (as sd-scripts' resize writes)."""
     inner = [layer.layer if isinstance(layer, DoRA) else layer for layer in layers.values()]
-    factored = [layer for layer in inner if isinstance(layer, GLoRA | LoHa | LoKr | LoRA) and layer.rank is not None]
-    ranks = {str(layer.rank) for layer in factored}
+    factored = [layer for layer in inner if isinstance(layer, GLoRA | LoHa | LoKr | LoRA) and rank_of(layer)]
+    ranks = {str(rank_of(layer)) for layer in factored}
     alphas = {str(round(float(layer.alpha), 6)) for layer in factored}
     if not factored:
         return {}

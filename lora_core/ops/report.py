@@ -17,6 +17,7 @@ from torch import Tensor
 from ..adapter import Adapter, Target
 from ..errors import BadValues, UnsupportedLayer, WrongArchitecture
 from ..layers import Additive, Layer, LoRA
+from ..layers.base import identical
 from .lowrank import distance, factors, norm, relative, resolution, stack
 from .merge import Part, Weighted, by_target, common_shape
 
@@ -121,7 +122,7 @@ def _lowrank_share(layer: Layer | None, parts: Sequence[Part]) -> Share:
     wanted = stack(terms)
     size = norm(wanted)
     error = size if found is None else distance(found, wanted)
-    if size > resolution(wanted):
+    if not size <= resolution(wanted):  # NaN as well
         return Share(error, size)
     return Share(error if error > resolution(wanted) else 0.0, 0.0)  # zero is wanted, and rounding alone is no error
 
@@ -149,13 +150,7 @@ def _same(left: Layer, right: Layer) -> bool:
     if type(left) is not type(right):
         return False
     pairs = ((getattr(left, item.name), getattr(right, item.name)) for item in fields(left))
-    return all(_equal(one, other) for one, other in pairs)
-
-
-def _equal(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return one == other
+    return all(identical(one, other) for one, other in pairs)
 
 
 def _ratio(shares: Iterable[Share]) -> float:

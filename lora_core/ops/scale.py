@@ -42,7 +42,7 @@ def scaled(target: Target, layer: Layer, strength: float) -> Layer:
     if result is None:
         raise UnsupportedLayer(
             f"{target.module}: a {type(layer).__name__} layer has no number that a strength could go into; set the "
-            "strength in the program that uses the file, or bake it into a model at that strength"
+            "strength in the program that uses the file"
         )
     return result
 

@@ -26,10 +26,10 @@ from ..layers import (
     PeftBOFT,
     Replace,
 )
-from ..layers.base import wide
+from ..layers.base import identical, wide
 from .merge import store_dtype, widest
 
-WAY_OUT = "keep the layout that the file has, or bake the adapter into a model"
+WAY_OUT = "choose a dialect that keeps the layout of the file"
 
 
 def height(layer: Layer) -> int | None:
@@ -130,14 +130,8 @@ def _all_there(first: Layer, layers: Sequence[Any]) -> list[Any]:
 def _alike(first: Layer, layers: Sequence[Any], *names: str) -> None:
     """Raise UnsupportedLayer unless all layers agree in these fields."""
     for name in names:
-        if not all(_same(getattr(first, name), getattr(layer, name)) for layer in layers):
+        if not all(identical(getattr(first, name), getattr(layer, name)) for layer in layers):
             raise refusal(first, f"{name} differs between the row blocks")
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.dtype == other.dtype and torch.equal(one, other))
-    return one == other
 
 
 def _joined(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
@@ -217,7 +211,7 @@ def _loha(layers: Sequence[LoHa | None], heights: Sequence[int]) -> LoHa:
     if any(layer.shape[1:] != first.shape[1:] for layer in given):
         raise refusal(first, "the row blocks have weights of different width")
     shared = ("w1_b", "w2_b", "t1", "t2", "alpha", "scalar")
-    if all(_same(getattr(first, name), getattr(layer, name)) for layer in given for name in shared):
+    if all(identical(getattr(first, name), getattr(layer, name)) for layer in given for name in shared):
         axis = 0 if first.t1 is None else 1
         one = _filled(layers, heights, lambda layer: layer.w1_a, axis=axis)
         two = _filled(layers, heights, lambda layer: layer.w2_a, axis=axis)
@@ -287,7 +281,7 @@ def _lora(layers: Sequence[LoRA | None], heights: Sequence[int]) -> LoRA:
         for layer in layers
     ]
     down, up = _joined(list(pool.values())), _assembled(placed, heights, len(pool))
-    if first.scale != 0 and all(_same(first.scalar, layer.scalar) for layer in given):
+    if first.scale != 0 and all(identical(first.scalar, layer.scalar) for layer in given):
         alpha = first.alpha if len(pool) == first.rank else first.alpha * len(pool) / first.rank
         return LoRA(down, up, alpha, first.mid, scalar=first.scalar)
     return LoRA(down, up, common * len(pool), first.mid)
