@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -29,10 +30,12 @@ class Adapter:
     """A LoRA in memory, free of any file's spelling.
 
     `extras` are tensors that no table knows (an embedded textual inversion, say). They belong to no layer; they are
-    carried through to the output under their own keys.
+    carried through to the output under their own keys. `origin` says how the adapter came to be: a file, or an
+    operation on other origins (see `ops.provenance`).
     """
 
     architecture: str | None  # family id; None while the keys fit several families alike
     layers: Mapping[Target, Layer]
     metadata: Mapping[str, str] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    origin: Mapping[str, Any] | None = None

@@ -19,7 +19,7 @@ from ..errors import BadConfig, BadValues, UnsupportedLayer, WrongArchitecture
 from ..layers import Additive, Full, Layer, LoHa, LoKr, LoRA, Norm
 from .health import refuse_bad_values
 from .lowrank import ROUNDING, cancel, columns, factors, resolution, rows, stack, truncated, truncated_matrix
-from .provenance import combined
+from .provenance import united
 from .scale import check_strength, scaled, strength_at
 
 METHODS = ("exact", "svd")
@@ -85,8 +85,8 @@ def merge(
         names = ", ".join(part.name for part in taking_part)
         raise BadConfig(f"{names}: cancel each other out at these strengths, nothing would be left; change a strength")
     operation = {"method": method, "rank": rank, "energy": energy, "parts": [_described(part) for part in taking_part]}
-    metadata = combined([part.adapter.metadata for part in taking_part], layers, operation)
-    return Adapter(architecture, layers, metadata, _extras(taking_part))
+    sources = [part.adapter for part in taking_part]
+    return united(sources, layers, operation, architecture, _extras(taking_part))
 
 
 def by_target(parts: Sequence[Weighted]) -> dict[Target, list[Part]]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ..adapter import Target
+from torch import Tensor
+
+from ..adapter import Adapter, Target
 from ..layers import DoRA, GLoRA, Layer, LoHa, LoKr, LoRA, rank_of
 
 OPERATION = "lorasmith.operation"
@@ -28,28 +31,49 @@ STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "models
 _CHANGED = ("ss_network_dim", "ss_network_alpha", OPERATION)
 
 
-def carried(
-    metadata: Mapping[str, str], layers: Mapping[Target, Layer], operation: Mapping[str, Any]
-) -> dict[str, str]:
-    """Return one input's metadata for a changed copy of it: everything but its name, hashes, rank and alpha."""
-    kept = {key: value for key, value in metadata.items() if key not in (*STALE, *_CHANGED)}
-    return {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
+def derived(source: Adapter, layers: Mapping[Target, Layer], operation: Mapping[str, Any]) -> Adapter:
+    """Return a changed copy of one adapter: other layers, and all its metadata but its name, hashes, rank and alpha.
+
+    Args:
+        source: what was changed.
+        layers: the result's.
+        operation: what was done, JSON-ready: the key "method" and the parameters.
+    """
+    kept = {key: value for key, value in source.metadata.items() if key not in (*STALE, *_CHANGED)}
+    metadata = {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
+    origin = {"operation": dict(operation), "inputs": [source.origin]}
+    return replace(source, layers=layers, metadata=metadata, origin=origin)
 
 
-def combined(
-    inputs: Sequence[Mapping[str, str]], layers: Mapping[Target, Layer], operation: Mapping[str, Any]
-) -> dict[str, str]:
-    """Return the metadata of several adapters' common result: facts of the base model that hold for it, and no more."""
-    keys = dict.fromkeys(key for metadata in inputs for key in metadata)
+def united(
+    sources: Sequence[Adapter],
+    layers: Mapping[Target, Layer],
+    operation: Mapping[str, Any],
+    architecture: str | None,
+    extras: Mapping[str, Tensor],
+) -> Adapter:
+    """Return several adapters' common result, with the facts of the base model that hold for it, and no more metadata.
+
+    Args:
+        sources: what it was made from.
+        layers: the result's.
+        operation: what was done, JSON-ready: the key "method" and the parameters; what belongs to a source stands in
+            lists of the same order.
+        architecture: family of the result.
+        extras: tensors that belong to no layer.
+    """
+    keys = dict.fromkeys(key for source in sources for key in source.metadata)
     kept = {}
     for key in keys:
-        values = {metadata.get(key) for metadata in inputs}
+        values = {source.metadata.get(key) for source in sources}
         if key in _FAMILY_FACTS:
             values.discard(None)
         is_fact = key in _FAMILY_FACTS or key in _SHARED_FACTS or key.startswith("lorasmith.")
         if is_fact and len(values) == 1:
             kept[key] = str(values.pop())
-    return {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
+    metadata = {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
+    origin = {"operation": dict(operation), "inputs": [source.origin for source in sources]}
+    return Adapter(architecture, layers, metadata, extras, origin)
 
 
 def dimensions(layers: Mapping[Target, Layer]) -> dict[str, str]:

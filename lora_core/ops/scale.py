@@ -7,7 +7,7 @@ import math
 from ..adapter import Adapter, Target
 from ..errors import BadConfig, UnsupportedLayer
 from ..layers import Layer
-from .provenance import carried
+from .provenance import derived
 
 DENOISER = "denoiser"  # the component that is no text encoder
 LARGEST, SMALLEST = 1e6, 1e-6  # size of a strength: far outside any use, far inside what a float32 alpha can hold
@@ -26,7 +26,7 @@ def scale(adapter: Adapter, strength: float = 1.0, text_encoder: float | None = 
         for target, layer in adapter.layers.items()
     }
     operation = {"method": "scale", "strength": strength, "text_encoder": text_encoder}
-    return Adapter(adapter.architecture, layers, carried(adapter.metadata, layers, operation), adapter.extras)
+    return derived(adapter, layers, operation)
 
 
 def strength_at(target: Target, strength: float, text_encoder: float | None) -> float:
