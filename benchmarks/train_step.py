@@ -1,27 +1,25 @@
 """Time and memory of one training step: this trainer against peft with accelerate, on one small SD 1.5 UNet.
 
-    python benchmarks/train_step.py [--channels 64] [--side 16] [--batch 2] [--rank 4] [--rounds 15] [--steps 4]
+    python benchmarks/train_step.py [--channels 64 | --full] [--side 16] [--batch 2] [--rank 4] [--rounds 15]
 
 Both train the same layers (attention q, k, v, out) of UNets with the same weights, in float32 on one thread, from
 latents and embeddings that are ready. Rounds alternate; what counts is process CPU time, and of the rounds' ratios the
-median. Peak memory is measured in a process of its own for each: highest resident size less the size before training.
+median. Peak memory is what torch holds at most in one step, less what it held before, counted allocation by allocation.
+`--algorithm` takes another kind of adapter for both.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,10 +34,13 @@ if "lorasmith" not in sys.modules:
 from lorasmith.lora_core.adapter import Target  # noqa: E402
 from lorasmith.lora_core.train.cache import Batch  # noqa: E402
 from lorasmith.lora_core.train.config import TrainConfig  # noqa: E402
+from lorasmith.lora_core.train.lean import lean  # noqa: E402
 from lorasmith.lora_core.train.loop import train  # noqa: E402
 from lorasmith.lora_core.train.objective import Objective  # noqa: E402
+from lorasmith.lora_core.train.protocols import Schedule  # noqa: E402
 from lorasmith.lora_core.train.targets import DENOISER, select  # noqa: E402
 
+CONTEXT, CONTEXT_FULL = 64, 768  # width of the text embeddings
 Step = Callable[[], float]  # takes one optimizer step and returns its loss
 
 
@@ -48,10 +49,12 @@ def unet(args: argparse.Namespace) -> Any:
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
+    if args.full:  # Stable Diffusion 1.5's own sizes
+        return UNet2DConditionModel(cross_attention_dim=CONTEXT_FULL, attention_head_dim=8).requires_grad_(False)
     return UNet2DConditionModel(
         block_out_channels=(args.channels, args.channels, args.channels * 2, args.channels * 2),
         norm_num_groups=16,
-        cross_attention_dim=64,
+        cross_attention_dim=CONTEXT,
         attention_head_dim=4,
     ).requires_grad_(False)
 
@@ -67,7 +70,7 @@ def inputs(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     """Return latents and text embeddings of one batch."""
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(args.batch, 4, args.side, args.side, generator=generator)
-    return latents, torch.randn(args.batch, 77, 64, generator=generator)
+    return latents, torch.randn(args.batch, 77, CONTEXT_FULL if args.full else CONTEXT, generator=generator)
 
 
 def ours(args: argparse.Namespace) -> Step:
@@ -84,20 +87,33 @@ def ours(args: argparse.Namespace) -> Step:
     latents, context = inputs(args)
     weights = torch.full((args.batch,), 1 / args.batch)
     batch = Batch(latents, {"context": context}, weights, ["picture"] * args.batch)
-    objective = Objective(scheduler().alphas_cumprod, "epsilon")
-    config = TrainConfig("m", "d", "o", steps=10**6, rank=args.rank, alpha=float(args.rank), scheduler="constant")
-    steps: Iterator[Any] = train(Denoiser(), lambda _: [batch], objective, config)
-    return lambda: next(steps).loss
+    keys: dict[str, Any] = {"rank": args.rank, "alpha": float(args.rank), "algorithm": args.algorithm}
+    config = TrainConfig("m", "d", "o", steps=10**6, scheduler="constant", **keys)
+    objective = Objective(Schedule("epsilon", scheduler().alphas_cumprod), config)
+
+    def losses() -> Iterator[float]:
+        with lean(model):
+            for step in train(Denoiser(), lambda _: [batch], objective, config):
+                yield step.loss
+
+    steps = losses()
+    return lambda: next(steps)
 
 
 def peft(args: argparse.Namespace) -> Step:
     """Return the step that a script over peft and accelerate takes, with clipping that clips."""
+    import peft as library
     from accelerate import Accelerator
-    from peft import LoraConfig
 
     model, accelerator, noising = unet(args), Accelerator(cpu=True), scheduler()
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    model.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=targets))
+    kinds = {"loha": library.LoHaConfig, "lokr": library.LoKrConfig}
+    if args.algorithm in kinds:
+        settings = kinds[args.algorithm](r=args.rank, alpha=args.rank, target_modules=targets)
+        library.inject_adapter_in_model(settings, model)
+    else:
+        more = {"lora_alpha": args.rank, "use_dora": args.algorithm == "dora"}
+        model.add_adapter(library.LoraConfig(r=args.rank, target_modules=targets, **more))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # as ours, so that the layers are compared
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -128,22 +144,19 @@ def cpu_seconds(step: Step, count: int) -> float:
     return (time.process_time() - began) / count
 
 
-def peak_memory(args: argparse.Namespace, name: str) -> float:
-    """Return one variant's peak over its size before training, MB, from a process of its own."""
-    command = [sys.executable, __file__, "--only", name]
-    for key in ("channels", "side", "batch", "rank"):
-        command += [f"--{key}", str(getattr(args, key))]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["peak"])
-
-
-def measure_alone(args: argparse.Namespace) -> None:
-    """Print the peak of a few steps of one variant."""
-    step = VARIANTS[args.only](args)
-    before = psutil.Process().memory_info().rss
-    for _ in range(4):
+def peak_memory(step: Step) -> float:
+    """Return the most that torch holds in one step over what it held before it, MB."""
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"peak": max(0, peak - before) / 1e6}))
+    found: list[tuple[int, int]] = []
+    events = list(profile.profiler.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events += event.children
+        if event.tag == torch._C._profiler._EventType.Allocation:
+            found.append((event.start_time_ns, event.extra_fields.alloc_size))
+    return max(accumulate(size for _, size in sorted(found))) / 1e6
 
 
 def main() -> None:
@@ -151,11 +164,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (("channels", 64), ("side", 16), ("batch", 2), ("rank", 4), ("rounds", 15), ("steps", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--only", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--full", action="store_true", help="the UNet in its real size: 7 GB and minutes")
+    parser.add_argument("--algorithm", choices=("lora", "dora", "loha", "lokr"), default="lora")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.only:
-        return measure_alone(args)
 
     variants = {name: make(args) for name, make in VARIANTS.items()}
     for step in variants.values():
@@ -169,8 +181,9 @@ def main() -> None:
         print(f"{name}: {min(times):.4f} s CPU a step at best, median {statistics.median(times):.4f}")
     ratio = statistics.median(found["ours"] / found["peft"] for found in rounds)
     print(f"ours / peft: {ratio:.2f} of the time (median of {args.rounds} rounds)")
-    peaks = {name: peak_memory(args, name) for name in variants}
-    print("peak over the loaded model: " + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items()))
+    peaks = {name: peak_memory(step) for name, step in variants.items()}
+    print("peak of a step: " + ", ".join(f"{name} {peak:.1f} MB" for name, peak in peaks.items()))
+    print(f"ours / peft: {peaks['ours'] / peaks['peft']:.2f} of the memory")
 
 
 if __name__ == "__main__":

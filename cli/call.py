@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ..lora_core.errors import BadConfig
-from . import verbs
+from . import bake, blocks, extract, merging, portrait, redo, reduce, resize, verbs
 from .training import train
 
+WRITERS = ("convert", "scale", "merge", "resize", "prune", "rescale", "extract")  # verbs whose help lists the formats
 NEGATIVE = ("--strength", "--text-encoder")  # options whose value may begin with a minus
 
 
@@ -27,7 +28,7 @@ def parser(given: Sequence[str]) -> Parser:
     """Build the parser; the list of formats is looked up only for a help page, which `given` may ask for."""
     made = Parser(prog="lorasmith", description="A LoRA workbench: inspect, convert, scale, merge and train.")
     known = made.add_subparsers(metavar="VERB", required=True)
-    formats = known_formats() if {"-h", "--help"} & set(given) and {"convert", "scale", "merge"} & set(given) else ""
+    formats = known_formats() if {"-h", "--help"} & set(given) and set(WRITERS) & set(given) else ""
 
     def verb(run: Callable[[argparse.Namespace], int], *names: str) -> Parser:
         found: Parser = known.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
@@ -39,8 +40,15 @@ def parser(given: Sequence[str]) -> Parser:
     _info(verb(verbs.info))
     _convert(verb(verbs.convert, "IN", "OUT"), formats)
     _scale(verb(verbs.scale, "IN", "OUT"), formats)
-    _merge(verb(verbs.merge, "OUT"), formats)
+    blocks.arguments(verb(blocks.blocks))
+    merging.arguments(_writing(verb(merging.merge, "OUT")), formats)
+    resize.arguments(_writing(verb(resize.resize, "IN", "OUT")), formats)
+    reduce.pruning(_writing(verb(reduce.prune, "IN", "OUT")), formats)
+    reduce.rescaling(_writing(verb(reduce.rescale, "IN", "OUT")), formats)
+    bake.arguments(_writing(verb(bake.bake, "CHECKPOINT", "OUT")))
+    extract.arguments(_writing(verb(extract.extract, "BASE", "TUNED", "OUT")), formats)
     _train(verb(train, "CONFIG"))
+    redo.arguments(verb(redo.redo))
     _demo(verb(verbs.demo))
     return made
 
@@ -50,6 +58,8 @@ def _info(verb: Parser) -> None:
     verb.add_argument("--keys", action="store_true", help="list every key with its dtype and shape")
     verb.add_argument("--against", metavar="MODEL", help="a checkpoint or diffusers folder: does the LoRA fit it?")
     verb.add_argument("--fast", action="store_true", help="read the header alone; the values are not looked at")
+    verb.add_argument("--recipe", action="store_true", help="print how a result was made as JSON, for 'redo'")
+    portrait.arguments(verb)
     _json(verb)
 
 
@@ -64,16 +74,8 @@ def _convert(verb: Parser, formats: str) -> None:
 def _scale(verb: Parser, formats: str) -> None:
     verb.add_argument("--strength", type=float, default=1.0, metavar="S", help="default: 1")
     verb.add_argument("--text-encoder", type=float, metavar="S", help="default: as --strength")
+    blocks.strengths(verb)
     verb.add_argument("--to", metavar="FORMAT", help=f"default: as IN; else one of: {formats}")
-    _writing(verb)
-
-
-def _merge(verb: Parser, formats: str) -> None:
-    verb.add_argument("FILE", nargs="+", metavar="FILE[@STRENGTH[@TE_STRENGTH]]")
-    verb.add_argument("--method", default="exact", help="exact (default) or svd")
-    verb.add_argument("--rank", type=int, metavar="N", help="svd: rank of each layer at most")
-    verb.add_argument("--energy", type=float, metavar="E", help="svd: share of the squares of singular values to keep")
-    verb.add_argument("--to", metavar="FORMAT", help=f"default: as the first file, or kohya; else one of: {formats}")
     _writing(verb)
 
 
@@ -86,10 +88,11 @@ def _demo(verb: Parser) -> None:
     verb.add_argument("--out", metavar="DIR", help="default: lorasmith-demo, or the next free name")
 
 
-def _writing(verb: Parser) -> None:
+def _writing(verb: Parser) -> Parser:
     verb.add_argument("--dtype", default="keep", help="keep (default), fp32, fp16 or bf16")
     verb.add_argument("--force", action="store_true", help="replace OUT if it is there")
     _json(verb)
+    return verb
 
 
 def _json(verb: Parser) -> None:

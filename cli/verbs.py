@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..convert.detect import Match
-    from ..lora_core.adapter import Adapter, Target
+    from ..lora_core.adapter import Adapter
     from ..lora_core.ops.merge import Weighted
     from ..lora_core.ops.report import Report
 
@@ -22,7 +22,12 @@ ROUNDING = 3e-7  # relative; a few times float32's unit of 6e-8
 def info(options: Namespace) -> int:
     """Say what a LoRA file is, and whether it fits a model."""
     from ..convert import inspect
+    from . import portrait
+    from .redo import recipes
 
+    if options.recipe:
+        return recipes(options)
+    portrait.check(options)
     results = [facts_of(file, options) for file in options.FILE]
     if options.json:
         print(json_text(results if len(results) > 1 else results[0], indent=2))
@@ -30,7 +35,7 @@ def info(options: Namespace) -> int:
         if "error" in result:
             refused(result["error"], as_json=False)
         else:
-            print(inspect.text(result))
+            print(inspect.text(result), *(f"  {escaped(line)}".rstrip() for line in portrait.lines(result)), sep="\n")
         for key, what in result.get("keys", {}).items():
             print(f"  {escaped(key)}  {what['dtype']} {what['shape']}")
     return 2 if any("error" in result for result in results) else 0
@@ -40,9 +45,11 @@ def facts_of(file: str, options: Namespace) -> dict[str, Any]:
     """Return what `info` tells of one file; what cannot be read is an error beside the others' facts."""
     from ..convert.inspect import info
     from ..lora_core.errors import LorasmithError
+    from . import portrait
 
     try:
-        return info(file, against=options.against, fast=options.fast, keys=options.keys)
+        told = info(file, against=options.against, fast=options.fast, keys=options.keys)
+        return {**told, **portrait.facts(file, options)} if portrait.wanted(options) else told
     except LorasmithError as error:
         return {"error": error.details()}
 
@@ -71,38 +78,16 @@ def baked(adapter: Adapter, options: Namespace) -> Adapter:
 
 
 def scale(options: Namespace) -> int:
-    """Write a LoRA whose effect at strength 1 is that of the given one at another strength."""
-    from ..convert import load
-    from ..lora_core.ops import scale
-    from ..lora_core.ops.merge import Weighted
+    """Write a LoRA whose effect at strength 1 is that of the given one at another strength, of all or some blocks."""
+    from ..convert import load, selection
+    from .blocks import strengths_of
 
     check_output(options)
     source = load(options.IN)
-    result = scale.scale(source.adapter, options.strength, options.text_encoder)
-    wanted = [Weighted(source.adapter, options.strength, options.text_encoder)]
+    blocks = strengths_of(source.adapter, options.block)
+    result = selection.scaled(source.adapter, options.strength, options.text_encoder, blocks)
+    wanted = selection.weighted(source.adapter, options.strength, options.text_encoder, blocks)
     return said("scaled", written(result, wanted, options.to or source.match, options), options)
-
-
-def merge(options: Namespace) -> int:
-    """Merge LoRAs into one whose effect at strength 1 is the sum of theirs."""
-    from ..convert import load
-    from ..convert.formats import WRITABLE
-    from ..convert.regroup import alike
-    from ..lora_core.ops import merge
-
-    check_output(options)
-    parts = [part_of(text) for text in options.FILE]
-    sources = [load(name) for name, _, _ in parts]
-    wanted = [
-        merge.Weighted(adapter, strength, text_encoder, source.path.name)
-        for adapter, source, (_, strength, text_encoder) in zip(
-            alike([source.adapter for source in sources]), sources, parts, strict=True
-        )
-    ]
-    result = merge.merge(wanted, options.method, options.rank, options.energy)
-    first = sources[0].match.format
-    format = options.to or (first if first in WRITABLE else "kohya")
-    return said(f"merged {len(wanted)} adapters,", written(result, wanted, format, options), options)
 
 
 def part_of(text: str) -> tuple[str, float, float | None]:
@@ -162,13 +147,14 @@ def written_unproved(result: Adapter, options: Namespace) -> dict[str, Any]:
 
 def facts_about(adapter: Adapter, out: Path, format: str, report: Report | None) -> dict[str, Any]:
     """Return the JSON of a verb that writes; the errors are None where nothing was measured."""
+    from ..convert.blocks import namer
     from ..lora_core.layers import rank_of
 
     return {
         "layers": len({(target.component, target.module) for target in adapter.layers}),
         "rank": max((rank_of(layer) or 0 for layer in adapter.layers.values()), default=0),
         "relative_error": report and report.relative_error,
-        "per_block": report and report.grouped(block),
+        "per_block": report and report.grouped(namer(adapter)),
         "format": format,
         "architecture": adapter.architecture,
         "out": str(out),
@@ -194,13 +180,6 @@ def error_text(error: float | None) -> str:
     if error == 0:
         return "0.0 (exact)"
     return f"{error:.1e} (float32 rounding)" if error < ROUNDING else f"{error:.3g}"
-
-
-def block(target: Target) -> str:
-    """Return the name of the block that a target lies in: component and path up to the first number."""
-    words = target.module.split(".")
-    end = next((index for index, word in enumerate(words) if word.isdigit()), len(words) - 1)
-    return ".".join([target.component, *words[: end + 1]])
 
 
 def demo(options: Namespace) -> int:

@@ -5,46 +5,26 @@ Only names and shapes are read, never a weight. Names are generated from the fam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..lora_core import store
 from ..lora_core.adapter import Target
-from ..lora_core.errors import BadConfig, FileProblem
+from ..lora_core.errors import BadConfig
 from .algorithms import shape_of
-from .architectures import ARCHITECTURES, architecture
+from .architectures import architecture, related
 from .detect import Match, Shapes, agree
 from .keymap import keymap
-from .model import Architecture, Component
+from .parameters import block_heights, model_files, parameters
 from .patterns import promising
 from .suffixes import looks_like_layer
 
 UNKNOWN = "unknown"  # the architecture of a model whose family has no table
 KNOWN_ENOUGH = 0.9  # of a model's denoiser tensors, the share that its family's table must know
-WEIGHTS = ("*.safetensors", "*.bin")  # in a component's folder: shards and variants of one model together
 WRAPPERS = (  # before a denoiser's names
     *("model.diffusion_model.", "diffusion_model.", "unet.", "transformer.", "prior."),
-)
-
-PARAMETERS = ((".weight", "weight"), (".bias", "bias"), (".scale", "weight"), ("", "weight"))  # ending -> what it is
-
-# OpenCLIP, as SD 2.x and SDXL checkpoints hold it: (its name, what it is in transformers' CLIP, one below another)
-OPENCLIP_LAYER = (
-    ("attn.in_proj_", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    ("attn.out_proj.", ("self_attn.out_proj",)),
-    ("mlp.c_fc.", ("mlp.fc1",)),
-    ("mlp.c_proj.", ("mlp.fc2",)),
-    ("ln_1.", ("layer_norm1",)),
-    ("ln_2.", ("layer_norm2",)),
-)
-OPENCLIP_ENDS = (  # whole names, with the parameter's
-    ("token_embedding.weight", "text_model.embeddings.token_embedding"),
-    ("positional_embedding", "text_model.embeddings.position_embedding"),
-    ("ln_final.weight", "text_model.final_layer_norm"),
-    ("text_projection", "text_projection"),
 )
 
 
@@ -70,10 +50,9 @@ def read_model(path: str | Path) -> Model:
         FileProblem: nothing readable is there.
         BadConfig: it holds a LoRA, or nothing that could be a model.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _folder(path)
-    return model_of(store.header(path).shapes, str(path))
+    files = model_files(Path(path))
+    shapes = {before + key: shape for file, before in files for key, shape in store.header(file).shapes.items()}
+    return model_of(shapes, str(path))
 
 
 def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> Model:
@@ -93,6 +72,11 @@ def model_of(shapes: Mapping[str, Sequence[int]], name: str) -> Model:
     id = _family(denoiser)
     if id is None or not _known_enough(id, denoiser):
         return Model(name, UNKNOWN, UNKNOWN, {})
+    return model_as(id, shapes, name)
+
+
+def model_as(id: str, shapes: Mapping[str, Sequence[int]], name: str) -> Model:
+    """Return the model of a family that is known to be the one that these names and shapes belong to."""
     return Model(name, id, architecture(id).name, _both_ways(id, _targets(id, shapes)))
 
 
@@ -124,57 +108,12 @@ def compare(match: Match, shapes: Shapes, model: Model) -> dict[str, Any]:
     }
 
 
-@cache
-def _names(id: str) -> dict[str, tuple[Target, ...]]:
-    """Return every tensor name of a family's model, in all layouts, with the parameters it holds one below another."""
-    names: dict[str, tuple[Target, ...]] = {}
-    for part in architecture(id).components:
-        for prefix, naming in _layouts(part):
-            for module, target in keymap(id).targets(part.id, naming).items():
-                for ending, parameter in PARAMETERS:
-                    names.setdefault(f"{prefix}{module}{ending}", (replace(target, parameter=parameter),))
-        if part.id != "denoiser":
-            for prefix in part.checkpoint:
-                names.update({f"{prefix}.{name}": targets for name, targets in _openclip(architecture(id), part.id)})
-    return names
-
-
-def _layouts(part: Component) -> Iterator[tuple[str, str]]:
-    """Yield (prefix, naming) of each layout that models of a component come in."""
-    live = [prefix.removeprefix("text_encoders.") for prefix in part.prefixes.get("comfy", ())]
-    for prefix in (*part.checkpoint, *live):
-        yield f"{prefix}.", "original"
-        yield f"{prefix}.", "flat-clip"
-    yield f"{part.folder}.", "diffusers"
-    yield f"{part.folder}.", "flat-clip"
-    for bare in part.prefixes.get("bare", ()):
-        for naming in ("original", "diffusers"):
-            yield (f"{bare}." if bare else ""), naming
-
-
-def _openclip(family: Architecture, component: str) -> Iterator[tuple[str, tuple[Target, ...]]]:
-    known = keymap(family.id).targets(component, "original")
-    layers = {module.split(".")[3] for module in known if module.startswith("text_model.encoder.layers.")}
-    for layer in sorted(layers, key=int):
-        for name, modules in OPENCLIP_LAYER:
-            targets = [known[f"text_model.encoder.layers.{layer}.{module}"] for module in modules]
-            for parameter in ("weight", "bias"):
-                yield (
-                    f"transformer.resblocks.{layer}.{name}{parameter}",
-                    tuple(replace(t, parameter=parameter) for t in targets),
-                )
-    for name, module in OPENCLIP_ENDS:
-        if module in known:
-            yield name, (known[module],)
-
-
 def _targets(id: str, shapes: Mapping[str, Sequence[int]]) -> dict[Target, tuple[int, ...]]:
-    names = _names(id)
+    known = parameters(id)
     found: dict[Target, tuple[int, ...]] = {}
     for key, shape in shapes.items():
-        targets = names.get(key, ())
-        for target in targets:
-            found[target] = (shape[0] // len(targets), *shape[1:]) if shape else ()
+        if key in known:
+            found.update(known[key].shapes(shape))
     return found
 
 
@@ -192,7 +131,7 @@ def _family(shapes: Mapping[str, Sequence[int]]) -> str | None:
     for id, at_most in promising([_unwrapped(key) for key in keys]):
         if at_most < most:
             break
-        names = _names(id)
+        names = parameters(id)
         known = sum(key in names for key in keys)
         if known > most:
             tied.clear()
@@ -207,7 +146,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _known_enough(id: str, denoiser: Iterable[str]) -> bool:
-    names, keys = _names(id), [key for key in denoiser if key.endswith((".weight", ".bias"))]
+    names, keys = parameters(id), [key for key in denoiser if key.endswith((".weight", ".bias"))]
     return sum(key in names for key in keys) >= KNOWN_ENOUGH * len(keys)
 
 
@@ -219,8 +158,9 @@ def _both_ways(id: str, shapes: Mapping[Target, tuple[int, ...]]) -> dict[Target
         if module is None or not module.blocks:
             continue
         blocks = [replace(target, block=block) for block in range(len(module.blocks))]
-        if target.block is None and shape and shape[0] == sum(module.blocks):
-            found |= {part: (height, *shape[1:]) for part, height in zip(blocks, module.blocks, strict=True)}
+        if target.block is None and shape:
+            heights = block_heights(module.blocks, shape[0])
+            found |= {part: (height, *shape[1:]) for part, height in zip(blocks, heights, strict=False)}
         elif target.block is not None and all(part in shapes for part in blocks):
             found[replace(target, block=None)] = (sum(shapes[part][0] for part in blocks), *shape[1:])
     return found
@@ -235,28 +175,6 @@ def _refuse_other(keys: Sequence[str], name: str) -> None:
         raise BadConfig(
             f"{Path(name).name}: holds no model's weights. Name a checkpoint or a Diffusers folder", file=name
         )
-
-
-def _folder(path: Path) -> Model:
-    parts = {part.folder for family in ARCHITECTURES for part in family.components} | {"transformer"}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in sorted(parts):
-        shapes.update({f"{part}.{key}": shape for key, shape in _headers(path / part).items()})
-    shapes = shapes or _headers(path)
-    if not shapes:
-        raise FileProblem(
-            f"{path}: no model in this folder. Name a checkpoint, or a Diffusers folder with unet/", file=path
-        )
-    return model_of(shapes, str(path))
-
-
-def _headers(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the tensors of all weight files in a folder; shards complete one another, variants repeat one another."""
-    for pattern in WEIGHTS:
-        files = sorted(folder.glob(pattern))
-        if files:
-            return {key: shape for file in files for key, shape in store.header(file).shapes.items()}
-    return {}
 
 
 def _layer_shapes(match: Match, shapes: Shapes, model: Model) -> dict[Target, list[int | None]]:
@@ -274,15 +192,21 @@ def _modules(targets: Iterable[Target]) -> set[tuple[str, str]]:
 
 
 def _verdict(match: Match, model: Model, matched: int, total: int) -> str:
-    if model.architecture not in match.fits or not matched:
+    if not matched or not _meant(match, model):
         return "wrong-architecture"
     return "fits" if matched == total else "partial"
+
+
+def _meant(match: Match, model: Model) -> bool:
+    """Tell whether the model's family is one that the LoRA may be for; equal names and sizes alone prove nothing."""
+    kin = any(related(model.architecture, id) for id in match.candidates)
+    return model.architecture in match.fits and kin
 
 
 def _next(verdict: str, match: Match, model: Model, unmatched: Sequence[Target], conflicts: Sequence[Target]) -> str:
     """Say in one sentence what the verdict means for the person."""
     adapter = " or ".join(architecture(id).name for id in match.candidates)
-    if model.architecture not in match.fits:
+    if not _meant(match, model):
         title = f"{model.title} model" if model.title != UNKNOWN else "model of a family that is not known here"
         return f"a LoRA for {adapter} on a {title}: load a {adapter} checkpoint, or a LoRA made for this model"
     if verdict == "fits":

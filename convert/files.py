@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,20 +11,22 @@ from torch import Tensor
 
 from ..lora_core import hashes, store
 from ..lora_core.adapter import Adapter
+from ..lora_core.dtypes import dtype_named
 from ..lora_core.errors import BadConfig, UnknownFormat
+from ..lora_core.header import layout
 from ..lora_core.layers import DoRA, LoRA
 from ..lora_core.ops.merge import store_dtype
-from ..lora_core.ops.provenance import STALE
+from ..lora_core.ops.provenance import STALE, file_origin
+from ..lora_core.ops.recipe import RECIPE
 from . import peft, positional
 from .architectures import architecture
 from .codec import decode, encode, encode_like
 from .detect import Match, detect
 from .formats import WRITABLE
 from .keymap import keymap
+from .recording import Recording
 from .regroup import family_of
 from .scales import PEFT_KEY
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ def load(path: str | Path) -> Loaded:
         LorasmithError: the file cannot be read, is no LoRA, or holds layers that no table knows.
     """
     path = Path(path)
+    origin = file_origin(path)
     stored = tensors_at(path)
     match = detect({key: tuple(tensor.shape) for key, tensor in stored.tensors.items()}, stored.metadata, path)
     if match.unplaced:
         title = f"{match.candidates[0]}/{match.format}"
         raise UnknownFormat.closest(path, title, len(match.places), len(stored.tensors), match.unplaced)
-    return Loaded(decode(stored.tensors, match, stored.metadata, path), match, path)
+    adapter = decode(stored.tensors, match, stored.metadata, path)
+    return Loaded(replace(adapter, origin={**origin, "match": match}), match, path)
 
 
 def read(path: str | Path) -> Adapter:
@@ -100,11 +104,13 @@ class Plan:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
     configs: Mapping[str, str]  # PEFT configurations, as header entries; empty for other dialects
+    recording: Recording | None = None  # of the recipe, under way; None where nobody knows where the adapter is from
 
 
 def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtype: str = "keep") -> Plan:
     """Return what `write` would store, see there."""
     path = Path(path)
+    recording = Recording.of(adapter, format, dtype)
     kept: dict[str, str] = {}
     if isinstance(format, Match) and format.format == "peft":
         if any(isinstance(layer, (LoRA, DoRA)) for layer in adapter.layers.values()):
@@ -113,28 +119,41 @@ def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtyp
             kept = {key: text for key, text in adapter.metadata.items() if key.endswith(PEFT_KEY)}
     tensors = tensors_for(adapter, format, dtype)
     configs = peft.configs_of(adapter, keymap(family_of(adapter))) if format == "peft" else kept
-    return Plan(path, tensors, metadata_for(adapter, path.stem), configs)
+    return Plan(path, tensors, metadata_for(adapter, path.stem), configs, recording)
 
 
 def store_plan(plan: Plan, overwrite: bool = False) -> Path:
     """Write a planned file, whole or not at all, and return its path."""
     if plan.configs and plan.path.suffix != ".safetensors":
-        return peft.write_folder(plan.tensors, plan.metadata, plan.configs, plan.path, overwrite)
-    metadata = {**plan.metadata, **plan.configs}
-    return store.save(plan.path, plan.tensors, hashes.with_hashes(plan.tensors, metadata), overwrite=overwrite)
+        metadata = {**plan.metadata, **_recipe(plan, hashes.model_hash(plan.tensors))}
+        return peft.write_folder(plan.tensors, metadata, plan.configs, plan.path, overwrite)
+    metadata = hashes.with_hashes(plan.tensors, {**plan.metadata, **plan.configs})
+    metadata |= _recipe(plan, metadata["sshs_model_hash"])
+    return store.save(plan.path, plan.tensors, metadata, overwrite=overwrite)
+
+
+def file_bytes(plan: Plan) -> int:
+    """Return how large the planned file will be; of a PEFT folder both files together."""
+    hashed = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+    metadata = {"format": "pt", **plan.metadata, **plan.configs, **hashed, **_recipe(plan, "0" * 64)}
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in plan.tensors.values())
+    return len(layout(plan.tensors, metadata).prefix) + weights
+
+
+def _recipe(plan: Plan, model_hash: str) -> dict[str, str]:
+    return {} if plan.recording is None else {RECIPE: plan.recording.recipe(model_hash).json()}
 
 
 def tensors_for(adapter: Adapter, format: str | Match, dtype: str = "keep") -> dict[str, Tensor]:
     """Return the tensors that `write` would store."""
-    if dtype not in ("keep", *DTYPES):
-        raise BadConfig(f"dtype {dtype!r}: choose keep, {', '.join(DTYPES)}")
+    narrow = dtype_named(dtype)
     if isinstance(format, str) and format not in WRITABLE:
         raise BadConfig(f"format {format!r} cannot be written: choose {', '.join(WRITABLE)}")
     tensors = encode(adapter, format) if isinstance(format, str) else encode_like(adapter, format)
-    if dtype == "keep":
+    if narrow is None:
         return tensors
     return {
-        key: _narrowed(tensor, DTYPES[dtype]) if tensor.is_floating_point() else tensor
+        key: _narrowed(tensor, narrow) if tensor.is_floating_point() else tensor
         for key, tensor in tensors.items()
     }
 

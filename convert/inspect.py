@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..lora_core import store
 from ..lora_core.adapter import Target
 from ..lora_core.errors import LorasmithError
 from ..lora_core.header import opened, read_tensors
+from ..lora_core.ops.recipe import RECIPE, told
 from . import peft
 from .against import Model, compare, read_model
 from .algorithms import ALGORITHMS, kind_of, still
@@ -49,6 +51,16 @@ class _File:
     tensors: Mapping[str, Tensor] | None = None  # where they had to be read already
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a header tells of a file's layers."""
+
+    match: Match
+    layers: Mapping[str, Any]  # "kinds", "components" and "layers" of the result
+    ranks: Mapping[str, int]  # how many layers have it
+    alphas: Mapping[Target, float]  # of the layers without an alpha tensor
+
+
 @dataclass
 class _Findings:
     """What a look at the values brings to light."""
@@ -76,7 +88,8 @@ def info(
     model = read_model(against) if isinstance(against, (str, Path)) else against
     file = _open(Path(path))
     header = file.header
-    match = _detected(header, file.path)
+    seen = _seen(header, file.path)
+    match = seen.match
     findings = None if fast else _look_through(file)
     return {
         "file": str(path),
@@ -86,9 +99,9 @@ def info(
         "candidates": list(match.candidates),
         "format": match.format,
         **({"formats": list(match.formats)} if match.format == "mixed" else {}),
-        **_layers(match),
-        "ranks": _counts(str(rank) for rank in _ranks(match, header).values()),
-        "alphas": _counts(str(alpha) for alpha in _alphas(match, header, findings)),
+        **deepcopy(seen.layers),
+        "ranks": dict(seen.ranks),
+        "alphas": _counts(str(alpha) for alpha in _alphas(seen, findings)),
         "dtypes": _counts(header.dtypes.values()),
         "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
         "unknown_keys": list(match.unknown),
@@ -118,12 +131,13 @@ def text(info: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _detected(header: store.Header, path: Path) -> Match:
-    """Detect what a file is; files with the same keys, shapes and tell-tale header entries are looked at once."""
+def _seen(header: store.Header, path: Path) -> _Seen:
+    """Return what a header tells; files with the same keys, shapes and tell-tale entries are looked at once."""
     try:
-        return _detected_once(tuple(header.shapes.items()), _telling(header))
+        return _seen_once(tuple(header.shapes.items()), _telling(header))
     except LorasmithError:
-        return detect(header.shapes, header.metadata, path)  # for the file's name in the refusal
+        detect(header.shapes, header.metadata, path)  # for the file's name in the refusal
+        raise
 
 
 def _verdicts(match: Match, header: store.Header, findings: _Findings | None) -> dict[str, dict[str, Any]]:
@@ -135,15 +149,18 @@ def _verdicts(match: Match, header: store.Header, findings: _Findings | None) ->
 
 
 @lru_cache(maxsize=64)
-def _detected_once(shapes: tuple[tuple[str, tuple[int, ...]], ...], telling: tuple[tuple[str, str], ...]) -> Match:
-    return detect(dict(shapes), dict(telling))
+def _seen_once(shapes: tuple[tuple[str, tuple[int, ...]], ...], telling: tuple[tuple[str, str], ...]) -> _Seen:
+    by_key = dict(shapes)
+    match = detect(by_key, dict(telling))
+    alphas = {target: alpha for target, (alpha, _) in header_alphas(match, by_key, dict(telling)).items()}
+    return _Seen(match, _layers(match), _counts(map(str, _ranks(match, by_key))), alphas)
 
 
 @lru_cache(maxsize=64)
 def _verdicts_once(
     shapes: tuple[tuple[str, tuple[int, ...]], ...], telling: tuple[tuple[str, str], ...]
 ) -> dict[str, dict[str, Any]]:
-    return verdicts(_detected_once(shapes, telling), dict(shapes), dict(telling))
+    return verdicts(_seen_once(shapes, telling).match, dict(shapes), dict(telling))
 
 
 def _telling(header: store.Header) -> tuple[tuple[str, str], ...]:
@@ -221,22 +238,21 @@ def _layers(match: Match) -> dict[str, Any]:
     }
 
 
-def _ranks(match: Match, header: store.Header) -> dict[Target, int]:
-    found: dict[Target, int] = {}
-    for target, roles in match.layers.items():
+def _ranks(match: Match, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:
+    """Yield each low-rank layer's rank."""
+    for roles in match.layers.values():
         factor = next((roles[role] for role in RANKED if role in roles), None)
-        if factor is not None and header.shapes[factor]:
-            found[target] = header.shapes[factor][0]
-    return found
+        if factor is not None and shapes[factor]:
+            yield shapes[factor][0]
 
 
-def _alphas(match: Match, header: store.Header, findings: _Findings | None) -> Iterator[float]:
+def _alphas(seen: _Seen, findings: _Findings | None) -> Iterator[float]:
     """Yield each low-rank layer's alpha: its tensor's, else the header's, else its rank."""
-    resolved = header_alphas(match, header.shapes, header.metadata)
-    for target, roles in match.layers.items():
-        if target in resolved:
-            yield resolved[target][0]
-        elif findings and roles.get("alpha") in findings.alphas and not {"diff", "w_norm", "oft_blocks"} & set(roles):
+    yield from seen.alphas.values()
+    for target, roles in seen.match.layers.items() if findings else ():
+        if target in seen.alphas or {"diff", "w_norm", "oft_blocks"} & set(roles):
+            continue
+        if findings and roles.get("alpha") in findings.alphas:
             yield findings.alphas[roles["alpha"]]
 
 
@@ -288,6 +304,8 @@ def _about(info: Mapping[str, Any]) -> Iterator[str]:
         yield f"Trigger words: {', '.join(info['trigger_words'])}"
     if info["base_model"]:
         yield f"Trained on: {info['base_model']}"
+    if RECIPE in info["metadata"]:
+        yield f"Made: {one_line(told(info['metadata'][RECIPE]))}"
     unplaced = set(_unplaced(info))
     others = [*info["riders"], *(key for key in info["unknown_keys"] if key not in unplaced)]
     if others:

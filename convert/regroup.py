@@ -7,12 +7,14 @@ blocks still share one `down`. See `lora_core.ops.rows`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import UnsupportedLayer
 from ..lora_core.layers import KohyaOFT, Layer
+from ..lora_core.ops.lazy import Lazy, outlines
+from ..lora_core.ops.methods import Wish
 from ..lora_core.ops.rows import cut, stack, swap_halves
 from .architectures import ARCHITECTURES
 from .keymap import Keymap, keymap
@@ -130,6 +132,27 @@ def alike(adapters: Sequence[Adapter]) -> list[Adapter]:
     return [replace(adapter, layers=_parted(adapter.layers, parted, map)) for adapter, map in pairs]
 
 
+def wishes_like(wishes: Iterable[Wish], adapter: Adapter) -> Iterator[Wish]:
+    """Yield what a merge wants in the pieces of an adapter: a weight of which it holds parts is in parts here.
+
+    Raises:
+        UnsupportedLayer: a layer for a whole weight cannot be split.
+    """
+    parted = {replace(target, block=None) for target in adapter.layers if target.block is not None}
+    map = keymap(family_of(adapter)) if parted else None
+    for wish in wishes:
+        module = map.module(wish.target) if map and wish.target in parted else None
+        if module is None or not module.blocks:
+            yield wish
+            continue
+        pieces = [_apart(wish.target, part.layer, module.blocks) for part in wish.parts]
+        for target in pieces[0]:
+            parts = [
+                replace(part, layer=piece[target]) for part, piece in zip(wish.parts, pieces, strict=True)
+            ]
+            yield replace(wish, target=target, parts=parts)
+
+
 def family_of(adapter: Adapter) -> str:
     """Return the id of the adapter's family, or of the first that has all its targets where several fit alike.
 
@@ -144,9 +167,23 @@ def family_of(adapter: Adapter) -> str:
     raise UnsupportedLayer("this adapter's layers belong to no one model family")
 
 
-def _parted(layers: Mapping[Target, Layer], parted: Collection[Target], map: Keymap) -> dict[Target, Layer]:
+def parted(adapter: Adapter, targets: Collection[Target]) -> Adapter:
+    """Return an adapter whose layers at these whole weights are in parts, those that the weight has in Diffusers.
+
+    Raises:
+        UnsupportedLayer: a layer cannot be split.
+    """
+    return replace(adapter, layers=_parted(adapter.layers, targets, keymap(family_of(adapter))))
+
+
+def _parted(layers: Mapping[Target, Layer], parted: Collection[Target], map: Keymap) -> Mapping[Target, Layer]:
+    modules = {target: map.module(target) for target in layers if target in parted}
+    whole = {target: module.blocks for target, module in modules.items() if module and module.blocks}
+    if not whole:
+        return layers
     found: dict[Target, Layer] = {}
-    for target, layer in layers.items():
-        module = map.module(target) if target in parted else None
-        _add(found, _apart(target, layer, module.blocks) if module and module.blocks else {target: layer})
-    return found
+    for target, layer in outlines(layers).items():
+        _add(found, _apart(target, layers[target], whole[target]) if target in whole else {target: layer})
+    if not isinstance(layers, Lazy):
+        return found
+    return Lazy(found, lambda target: layers[target] if target in layers else found[target])

@@ -2,7 +2,8 @@
 
 Every source is a row: where it lies, how it is taken apart. A value of the wrong type counts as absent.
 Sources of the names: sd-scripts (`ss_*`), the ModelSpec metadata (`modelspec.*`), A1111's `<stem>.json`, the CivitAI
-helper's `<stem>.civitai.info`, LoRA Manager's `<stem>.metadata.json`, PEFT's and Diffusers' configurations.
+helper's `<stem>.civitai.info`, LoRA Manager's `<stem>.metadata.json`, PEFT's and Diffusers' configurations, the hub's
+model cards (`README.md` with a head of `key: value` lines).
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from typing import Any
 from .scales import DIFFUSERS_KEY, PEFT_KEY
 
 HEADER = ""  # the source is the file's own header
+CARD = "README.md"  # a model card in the file's folder
 SIDECARS = (".json", ".civitai.info", ".metadata.json")  # what replaces the file's suffix
 MOST_TAGS = 5  # of a tag count, at most so many become trigger words
 LARGEST_SIDECAR = 8 << 20  # bytes; a larger one is something else
 REPEATS = re.compile(r"\d+_(.+)")  # sd-scripts' picture folders: "10_sks dog"
+PAIR = re.compile(r"(\w+):\s*(.*?)\s*")  # a line of a model card's head
+LISTED = re.compile(r"\s*-\s+(.*?)\s*")
 UNSEEN = ("Cc", "Cs")  # control characters, and halves of characters
 REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # letters that turn the ones after them round
 NOTHING = frozenset({"", "none", "null", "unknown", "undefined", "other"})
@@ -32,7 +36,7 @@ NOTHING = frozenset({"", "none", "null", "unknown", "undefined", "other"})
 class Source:
     """Where a value lies and how words come out of it."""
 
-    sidecar: str  # one of SIDECARS, or HEADER
+    sidecar: str  # one of SIDECARS, HEADER or CARD
     path: tuple[str, ...]  # keys from the top; "*" for each item of a list or table, "$" for each key of a table
     read: Callable[[Any], Iterator[str]]
 
@@ -72,6 +76,7 @@ def _last_part(value: Any) -> Iterator[str]:
 
 TRIGGERS: tuple[Source, ...] = (
     Source(HEADER, ("modelspec.trigger_phrase",), _whole),
+    Source(CARD, ("instance_prompt", "*"), _whole),
     Source(".json", ("activation text",), _listed),
     Source(".civitai.info", ("trainedWords", "*"), _whole),
     Source(".metadata.json", ("civitai", "trainedWords", "*"), _whole),
@@ -86,6 +91,7 @@ TRIGGERS: tuple[Source, ...] = (
 BASE_MODELS: tuple[Source, ...] = (
     Source(HEADER, ("ss_sd_model_name",), _last_part),
     Source(HEADER, ("base_model",), _last_part),
+    Source(CARD, ("base_model", "*"), _whole),
     Source(HEADER, ("modelspec.base_model",), _last_part),
     Source(HEADER, (PEFT_KEY, "base_model_name_or_path"), _last_part),
     Source(HEADER, (DIFFUSERS_KEY, "unet.base_model_name_or_path"), _last_part),
@@ -118,6 +124,9 @@ def base_model(metadata: Mapping[str, str], path: str | Path | None = None) -> s
 
 def _values(sources: Sequence[Source], metadata: Mapping[str, str], path: str | Path | None) -> Iterator[str]:
     tables: dict[str, Any] = {HEADER: metadata}
+    if path is not None:
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        tables[CARD] = _card(folder / CARD)
     if path is not None and not Path(path).is_dir():
         tables.update({suffix: _sidecar(Path(path).with_suffix(suffix)) for suffix in SIDECARS})
     for source in sources:
@@ -172,3 +181,31 @@ def _sidecar(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def _card(path: Path) -> dict[str, list[str]]:
+    """Return the head of a model card: each key with its value, or with the items of the list below it."""
+    try:
+        if path.stat().st_size > LARGEST_SIDECAR:
+            return {}
+        first, *lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError):
+        return {}
+    found: dict[str, list[str]] = {}
+    key = ""
+    for line in lines if first.strip() == "---" else ():
+        if line.strip() == "---":
+            return found
+        item = LISTED.fullmatch(line)
+        pair = PAIR.fullmatch(line)
+        if item and key:
+            found[key].append(_unquoted(item.group(1)))
+        elif pair:
+            key = pair.group(1)
+            found[key] = [_unquoted(pair.group(2))] if pair.group(2) else []
+    return {}
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

@@ -43,7 +43,7 @@ from lorasmith.convert.keymap import JOINERS, Keymap, Spelling, keymap, prefix_f
 from lorasmith.convert.positional import CLASSES  # noqa: E402
 from lorasmith.convert.scales import DIFFUSERS_KEY, PEFT_KEY  # noqa: E402
 from lorasmith.convert.suffixes import BLOCK, COMMON, NAME, SUFFIXES  # noqa: E402
-from lorasmith.convert.words import BASE_MODELS, HEADER, TRIGGERS  # noqa: E402
+from lorasmith.convert.words import BASE_MODELS, CARD, HEADER, TRIGGERS  # noqa: E402
 from lorasmith.lora_core.adapter import Adapter, Target  # noqa: E402
 from lorasmith.lora_core.errors import UnsupportedLayer  # noqa: E402
 from lorasmith.lora_core.layers import LoRA  # noqa: E402
@@ -269,7 +269,7 @@ def _header() -> Iterator[str]:
     ]
     for title, sources in (("trigger words", TRIGGERS), ("base model", BASE_MODELS)):
         keys = dict.fromkeys(source.path[0] for source in sources if source.sidecar == HEADER)
-        sidecars = dict.fromkeys(f"`NAME{source.sidecar}`" for source in sources if source.sidecar != HEADER)
+        sidecars = dict.fromkeys(_beside(source.sidecar) for source in sources if source.sidecar != HEADER)
         rows.append((_listed(keys), "read", f"{title}; also from {', '.join(sidecars)}"))
     hints = dict.fromkeys(key for family in ARCHITECTURES for key in family.hints)
     rows.append((_listed(hints), "read", "which family, where names and shapes leave it open"))
@@ -414,6 +414,10 @@ def _plain(text: str) -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
+
+
+def _beside(sidecar: str) -> str:
+    return f"`{sidecar}`" if sidecar == CARD else f"`NAME{sidecar}`"
 
 
 def _listed(words: Iterable[str] | Mapping[str, object]) -> str:

@@ -121,36 +121,42 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     if size < 8 + length:
         raise _truncated(path, size, f"more than {8 + length}")
     table, metadata = _parse(file.read(length), path)
-    entries = {key: _entry(key, row, path) for key, row in table.items()}
-    end = 8 + length + _tiled(entries, path)
+    header = _entries(table, metadata, 8 + length, path)
+    end = _tiled(header.spans, 8 + length, path)
     if size < end:
         raise _truncated(path, size, str(end))
     if size > end:
         raise _damaged(path, f"has {size - end} bytes more than its header describes")
-    return Header(
-        shapes={key: entry.shape for key, entry in entries.items()},
-        dtypes={key: entry.dtype for key, entry in entries.items()},
-        metadata=metadata,
-        spans={key: (8 + length + entry.begin, 8 + length + entry.end) for key, entry in entries.items()},
-    )
+    return header
 
 
 def read_tensors(file: BinaryIO, header: Header, path: Path) -> dict[str, Tensor]:
     """Read every tensor that the header lists, each into memory of its own, in the order of its bytes."""
     order = sorted(header.spans, key=lambda key: header.spans[key])
-    return {key: _read_tensor(file, header, key, path) for key in order}
+    return {key: read_tensor(file, header, key, path) for key in order}
 
 
-def _read_tensor(file: BinaryIO, header: Header, key: str, path: Path) -> Tensor:
-    dtype = TORCH_DTYPES.get(_BY_NAME[header.dtypes[key]].torch_name)
-    if dtype is None:
-        raise FileProblem(f"{path.name}: {key!r} is {header.dtypes[key]}, which needs a newer torch", file=path)
-    tensor = torch.empty(header.shapes[key], dtype=dtype)
-    begin, end = header.spans[key]
+def read_tensor(
+    file: BinaryIO, header: Header, key: str, path: Path, start: int = 0, stop: int | None = None
+) -> Tensor:
+    """Read one tensor, or its rows from `start` to `stop` alone: no byte beside them."""
+    shape, (begin, end) = header.shapes[key], header.spans[key]
+    if shape and (start, stop) != (0, None):
+        row, stop = (end - begin) // max(shape[0], 1), shape[0] if stop is None else stop
+        shape, begin, end = (stop - start, *shape[1:]), begin + start * row, begin + stop * row
+    tensor = torch.empty(shape, dtype=torch_dtype(header, key, path))
     file.seek(begin)
     if end > begin and file.readinto(raw_bytes(tensor)) != end - begin:  # type: ignore[attr-defined]
         raise FileProblem(f"{path.name}: became shorter while it was read; try again", file=path)
     return tensor
+
+
+def torch_dtype(header: Header, key: str, path: Path) -> torch.dtype:
+    """Return a tensor's dtype; raises FileProblem where this torch lacks it."""
+    dtype = TORCH_DTYPES.get(_BY_NAME[header.dtypes[key]].torch_name)
+    if dtype is None:
+        raise FileProblem(f"{path.name}: {key!r} is {header.dtypes[key]}, which needs a newer torch", file=path)
+    return dtype
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -195,14 +201,6 @@ def tensor_bytes(tensors: Mapping[str, Tensor], plan: Layout) -> Iterator[memory
     return (raw_bytes(tensors[name]) for name in plan.names)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
 def _parse(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         table = json.loads(text)
@@ -216,16 +214,34 @@ def _parse(text: bytes, path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return table, {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
 
 
-def _entry(key: str, row: Any, path: Path) -> _Entry:
-    fields = row if isinstance(row, dict) else {}
-    dtype, shape, span = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
-    if shape is None or not fits_torch(shape) or span is None or len(span) != 2:
-        raise _damaged(path, f"describes {key!r} without a shape and a place")
+def _entries(table: Mapping[str, Any], metadata: Mapping[str, str], start: int, path: Path) -> Header:
+    """Return the table with every entry checked; `start` is where the first tensor lies. Files repeat few kinds."""
+    kinds: dict[tuple[str, tuple[Any, ...]], tuple[tuple[int, ...], int]] = {}  # dtype, shape -> shape, bytes
+    shapes, dtypes, spans = {}, {}, {}
+    for key, row in table.items():
+        try:
+            dtype, listed, (begin, end) = row["dtype"], tuple(row["shape"]), row["data_offsets"]
+            kind = kinds.get((dtype, listed))
+        except (TypeError, KeyError, ValueError):
+            raise _undescribed(key, path) from None
+        if kind is None:
+            kind = kinds[dtype, listed] = _kind(key, dtype, row["shape"], path)
+        if type(begin) is not int or type(end) is not int or begin < 0:
+            raise _undescribed(key, path)
+        if end - begin != kind[1]:
+            raise _damaged(path, f"gives {key!r} a place that does not fit its shape")
+        shapes[key], dtypes[key], spans[key] = kind[0], dtype, (start + begin, start + end)
+    return Header(shapes, dtypes, metadata, spans)
+
+
+def _kind(key: str, dtype: Any, listed: Any, path: Path) -> tuple[tuple[int, ...], int]:
+    """Return the shape and the number of bytes of the tensors of one dtype and shape."""
+    shape = _sizes(listed)
+    if shape is None or not fits_torch(shape):
+        raise _undescribed(key, path)
     if not isinstance(dtype, str) or dtype not in _BY_NAME:
         raise FileProblem(f"{path.name}: {key!r} has the unknown dtype {dtype!r}", file=path)
-    if span[1] - span[0] != math.prod(shape) * _BY_NAME[dtype].bits // 8:
-        raise _damaged(path, f"gives {key!r} a place that does not fit its shape")
-    return _Entry(dtype, shape, span[0], span[1])
+    return shape, math.prod(shape) * _BY_NAME[dtype].bits // 8
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
@@ -243,18 +259,21 @@ def fits_torch(shape: Sequence[int]) -> bool:
     return small and math.prod(size or 1 for size in shape) <= MAX_VALUES
 
 
-def _tiled(entries: Mapping[str, _Entry], path: Path) -> int:
+def _tiled(spans: Mapping[str, tuple[int, int]], start: int, path: Path) -> int:
     """Check that the places follow one another without hole or overlap; return where the last one ends."""
-    end = 0
-    for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != end:
+    for key, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+        if begin != start:
             raise _damaged(path, f"has a hole or an overlap before {key!r}")
-        end = entry.end
-    return end
+        start = end
+    return start
 
 
 def _truncated(path: Path, size: int, whole: str) -> FileProblem:
     return FileProblem(f"{path.name}: ends after {size} of {whole} bytes: download it again", file=path)
+
+
+def _undescribed(key: str, path: Path) -> FileProblem:
+    return _damaged(path, f"describes {key!r} without a shape and a place")
 
 
 def _damaged(path: Path, what: str) -> FileProblem:

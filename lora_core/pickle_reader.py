@@ -53,6 +53,55 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, dict(contents.texts)
 
 
+@dataclass(frozen=True)
+class Place:
+    """A tensor of a pickle and where its storage begins, in bytes from the file's start."""
+
+    record: Record
+    begin: int
+
+    def read(self, file: BinaryIO) -> Tensor:
+        """Read the tensor from the open file; raises EOFError where the file has become shorter."""
+        file.seek(self.begin)
+        return self.record.view(_values(file.read(self.record.storage.nbytes), self.record.storage))
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Return where each tensor lies, without reading one. Raises as `describe`."""
+    finder = _zip_places if zipfile.is_zipfile(path) else _legacy_places
+    try:
+        contents, begins = finder(path)
+        return {key: Place(record, begins[record.storage.key]) for key, record in contents.records.items()}
+    except (zipfile.BadZipFile, *_BROKEN):
+        raise _ends_early(path) from None
+
+
+def _zip_places(path: Path) -> tuple[Contents, dict[str, int]]:
+    contents, _ = _read_zip(path, weights=False)
+    begins = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset + 26)  # the local header's lengths of name and extra field
+            name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            begins[info.filename.partition("/")[2].removeprefix("data/")] = info.header_offset + 30 + name + extra
+    return contents, begins
+
+
+def _legacy_places(path: Path) -> tuple[Contents, dict[str, int]]:
+    begins = {}
+    with path.open("rb") as file:
+        reader = _legacy_start(file, path)
+        contents = _contents(reader.load(), path)
+        for key in Unpickler(file, path).load():
+            begins[key] = file.tell() + 8
+            file.seek(begins[key] + reader.storages[key].nbytes)
+    return contents, begins
+
+
+def _ends_early(path: Path) -> FileProblem:
+    return FileProblem(f"{path.name}: ends early or is damaged: download it again", file=path)
+
+
 def _read(path: Path, weights: bool) -> tuple[Contents, dict[str, Tensor]]:
     reader = _read_zip if zipfile.is_zipfile(path) else _read_legacy
     try:
@@ -60,7 +109,7 @@ def _read(path: Path, weights: bool) -> tuple[Contents, dict[str, Tensor]]:
         records = contents.records if weights else {}
         return contents, {key: record.view(storages[record.storage]) for key, record in records.items()}
     except (zipfile.BadZipFile, *_BROKEN):
-        raise FileProblem(f"{path.name}: ends early or is damaged: download it again", file=path) from None
+        raise _ends_early(path) from None
 
 
 def _read_zip(path: Path, weights: bool) -> tuple[Contents, dict[Storage, Tensor]]:
@@ -80,15 +129,20 @@ def _read_zip(path: Path, weights: bool) -> tuple[Contents, dict[Storage, Tensor
 
 def _read_legacy(path: Path, weights: bool) -> tuple[Contents, dict[Storage, Tensor]]:
     with path.open("rb") as file:
-        if Unpickler(file, path).load() != _LEGACY_MAGIC:
-            raise FileProblem(f"{path.name}: is a pickle that torch.save did not write; it is not read", file=path)
-        _version, system = Unpickler(file, path).load(), Unpickler(file, path).load()
-        if not system["little_endian"]:
-            raise _big_endian(path)
-        reader = Unpickler(file, path)
+        reader = _legacy_start(file, path)
         contents = _contents(reader.load(), path)
         keys = Unpickler(file, path).load() if weights else ()
         return contents, {reader.storages[key]: _legacy_storage(file, reader.storages[key]) for key in keys}
+
+
+def _legacy_start(file: BinaryIO, path: Path) -> Unpickler:
+    """Read what comes before the contents; return the reader of these."""
+    if Unpickler(file, path).load() != _LEGACY_MAGIC:
+        raise FileProblem(f"{path.name}: is a pickle that torch.save did not write; it is not read", file=path)
+    _version, system = Unpickler(file, path).load(), Unpickler(file, path).load()
+    if not system["little_endian"]:
+        raise _big_endian(path)
+    return Unpickler(file, path)
 
 
 def _legacy_storage(file: BinaryIO, storage: Storage) -> Tensor:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from . import pickle_reader
@@ -26,15 +27,18 @@ from .header import (
     dtype_name,
     layout,
     opened,
+    raw_bytes,
     read_header,
+    read_tensor,
     read_tensors,
-    tensor_bytes,
+    torch_dtype,
     usable,
 )
 
 __all__ = [
     "Header",
     "Stored",
+    "TensorFile",
     "autov2",
     "autov3",
     "dtype_name",
@@ -44,7 +48,9 @@ __all__ = [
     "model_hash",
     "refuse_existing",
     "save",
+    "save_pieces",
     "sha256",
+    "tensor_file",
     "with_hashes",
 ]
 
@@ -55,6 +61,36 @@ class Stored:
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorFile:
+    """A weight file whose tensors are read one at a time, each into memory of its own; nothing stays open."""
+
+    path: Path
+    header: Header
+    _places: Mapping[str, pickle_reader.Place]  # of a pickle's tensors; empty for safetensors
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read one tensor, or its rows from `start` to `stop`. Raises FileProblem."""
+        with opened(self.path) as file:
+            if not self._places:
+                return read_tensor(file, self.header, key, self.path, start, stop)
+            try:
+                whole = self._places[key].read(file)
+            except EOFError:
+                raise FileProblem(f"{self.path.name}: became shorter while it was read", file=self.path) from None
+        return whole if (start, stop) == (0, None) else whole[start:stop].clone()
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Return a tensor's dtype. Raises FileProblem where this torch lacks it."""
+        return torch_dtype(self.header, key, self.path)
+
+
+def tensor_file(path: str | Path) -> TensorFile:
+    """Return a file to read tensors from one by one. Raises as `load` does."""
+    found = header(path)
+    return TensorFile(Path(path), found, {} if found.spans or not found.shapes else pickle_reader.places(Path(path)))
 
 
 # How files begin that are often taken for weights (lower case), and what to say of them.
@@ -111,6 +147,25 @@ def save(
     writing, the temporary file is removed. Tensors may share memory or lie in any order or place.
     Raises FileProblem, BadConfig (metadata that is not text) and UnsupportedLayer (a dtype that the format lacks).
     """
+    return save_pieces(path, tensors, tensors.__getitem__, metadata, overwrite)
+
+
+def save_pieces(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    piece: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a safetensors file as `save` does, one tensor in memory at a time.
+
+    Args:
+        path: the file.
+        tensors: shapes and dtypes; tensors of the "meta" device will do.
+        piece: returns a tensor by its name, in that shape and dtype. It is asked once for each, in the file's order.
+        metadata: of the file.
+        overwrite: replace a file that is there.
+    """
     path = usable(path)
     target = Path(os.path.realpath(path))  # a link stays a link
     plan = layout(tensors, {**(metadata or {}), "format": "pt"})
@@ -119,7 +174,7 @@ def save(
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         _refuse(target, overwrite)
-        _write(temporary, tensors, plan)
+        _write(temporary, plan, piece)
         _publish(temporary, target, overwrite)
     except OSError as error:
         raise _unwritten(target, error) from None
@@ -169,11 +224,11 @@ def _refuse(target: Path, overwrite: bool) -> None:
         raise FileProblem(f"{target.parent}: cannot be made a folder ({error.strerror})", file=target) from None
 
 
-def _write(temporary: Path, tensors: Mapping[str, Tensor], plan: Layout) -> None:
+def _write(temporary: Path, plan: Layout, piece: Callable[[str], Tensor]) -> None:
     with temporary.open("xb") as file:
         file.write(plan.prefix)
-        for piece in tensor_bytes(tensors, plan):
-            file.write(piece)
+        for name in plan.names:
+            file.write(raw_bytes(piece(name)))
         file.flush()
         os.fsync(file.fileno())
 

@@ -15,11 +15,15 @@ from ..convert.detect import detect
 from ..convert.proof import write_proved
 from ..lora_core.adapter import Adapter
 from ..lora_core.errors import FileProblem, UnknownFormat
-from ..lora_core.ops.merge import Weighted, merge
-from ..lora_core.ops.report import relative_error
+from ..lora_core.ops.merge import Order, Weighted
+from ..lora_core.ops.methods import Settings
+from ..lora_core.ops.methods import method as method_named
+from ..lora_core.ops.provenance import made
+from ..lora_core.ops.report import wished_error
 from ..lora_core.ops.scale import scale
 from .fit import fit, refuse_misfit
 from .paths import below, free_name
+from .portrait import looked_at
 from .seam import Host
 from .spec import Result
 from .verdict import describe, exactness, fitness, summary
@@ -74,14 +78,21 @@ def merge_loras(
     rank: int,
     lora_c: Adapter | None = None,
     lora_d: Adapter | None = None,
+    energy: float = 0.0,
+    density: float = 0.0,
+    seed: int = 0,
 ) -> Result:
-    """Add up to four LoRAs into one and measure how exact the sum is."""
+    """Merge up to four LoRAs into one and measure how near it is to what the method wants; 0 stands for not set."""
     offered = ((lora_a, strength_a), (lora_b, strength_b), (lora_c, strength_c), (lora_d, strength_d))
     given = [(lora, strength) for lora, strength in offered if lora is not None]
     alike = regroup.alike([lora for lora, _ in given])
     parts = [Weighted(lora, strength) for lora, (_, strength) in zip(alike, given, strict=True)]
-    merged = merge(parts, method, rank if method == "svd" else None)
-    error = relative_error(merged, parts).relative_error
+    sizes = (None, None) if method == "exact" else (rank or None, energy or None)
+    used = method_named(method).settings
+    settings = Settings(density=density or None if "density" in used else None, seed=seed if "seed" in used else None)
+    order = Order(parts, method, *sizes, settings)
+    merged = order.result()
+    error = wished_error(merged, order.wishes()).relative_error
     report = f"merged {len(parts)} LoRAs, {summary(merged)}, {exactness(error)}"
     return Result((merged, report), report)
 
@@ -96,13 +107,16 @@ def save_lora(host: Host, lora: Adapter, filename_prefix: str, format: str, dtyp
     return Result((str(path), report), report)
 
 
-def inspect_lora(host: Host, lora: Adapter, model: Any = None, clip: Any = None) -> Result:
-    """Say what a LoRA is and, where models are wired, whether it fits them."""
-    lines = describe(lora)
+def inspect_lora(
+    host: Host, lora: Adapter, model: Any = None, clip: Any = None, other: Adapter | None = None, picture: bool = True
+) -> Result:
+    """Say what a LoRA is and, where models are wired, whether it fits them; draw its spectra and blocks."""
+    more, drawing = looked_at(lora, other, picture)
+    lines = [*describe(lora), *more]
     if model is not None or clip is not None:
         lines.append(fitness(fit(lora, host.weights(model, clip))))
     text = "\n".join(lines)
-    return Result((text,), text)
+    return Result((text, drawing), text)
 
 
 def to_lora_model(lora: Adapter) -> Result:
@@ -115,5 +129,5 @@ def from_lora_model(lora_model: Mapping[str, Tensor]) -> Result:
     match = detect({key: tuple(tensor.shape) for key, tensor in lora_model.items()})
     if match.unplaced:
         raise UnknownFormat.closest(None, match.candidates[0], len(match.places), len(lora_model), match.unplaced)
-    adapter = decode(lora_model, match, {})
+    adapter = replace(decode(lora_model, match, {}), origin=made("taken from a LORA_MODEL"))
     return Result((adapter,), summary(adapter))

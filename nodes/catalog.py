@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from ..convert.formats import WRITABLE
+from ..lora_core.ops.methods import IDS, METHODS
 from ..lora_core.train.config import CHOICES
 from ..lora_core.train.pictures import SUFFIXES
-from . import actions
+from . import actions, algebra, extract, resize
 from .paths import picture_folders
 from .seam import Host
 from .spec import ADAPTER, LORA_MODEL, Choice, Node, Number, Output, Socket, Switch, Text
@@ -24,6 +25,12 @@ def nodes(host: Host) -> tuple[Node, ...]:
         _apply(host),
         SCALE,
         MERGE,
+        algebra.BLOCK_STRENGTHS,
+        algebra.PICK,
+        algebra.SUM,
+        resize.RESIZE,
+        resize.PRUNE,
+        extract.node(host),
         _save(host),
         _inspect(host),
         _train(host),
@@ -95,7 +102,7 @@ SCALE = Node(
 MERGE = Node(
     "LorasmithMergeLoras",
     "Merge LoRAs (Lorasmith)",
-    "Adds LoRAs into one whose effect at strength 1 is the sum of theirs, and measures the error.",
+    "Makes LoRAs into one, by the sum of their effects or another method, and measures the error.",
     inputs=(
         Socket("lora_a", ADAPTER, "The first LoRA."),
         Number("strength_a", 1.0, tooltip="Strength of the first LoRA in the sum.", **STRENGTH),
@@ -103,15 +110,29 @@ MERGE = Node(
         Number("strength_b", 1.0, tooltip="Strength of the second LoRA in the sum.", **STRENGTH),
         Number("strength_c", 1.0, tooltip="Strength of the third LoRA, if one is wired.", **STRENGTH),
         Number("strength_d", 1.0, tooltip="Strength of the fourth LoRA, if one is wired.", **STRENGTH),
-        Choice(
-            "method",
-            ("exact", "svd"),
-            "exact: nothing is lost, the ranks add up. svd: the best sum of a given rank.",
-            "exact",
-        ),
-        Number("rank", 32, 1, 1024, 1, "Rank of the result with svd; exact ignores it."),
+        Choice("method", IDS, "\n".join(f"{row.id}: {row.when}." for row in METHODS), "exact"),
+        Number("rank", 32, 0, 1024, 1, "Rank of the result at most; 0: as the method needs. exact ignores it."),
         Socket("lora_c", ADAPTER, "A third LoRA; may stay unwired.", optional=True),
         Socket("lora_d", ADAPTER, "A fourth LoRA; may stay unwired.", optional=True),
+        Number(
+            "energy",
+            0.0,
+            0.0,
+            1.0,
+            0.001,
+            "Share of each layer's energy to keep, within the rank; 0: by rank alone. exact ignores it.",
+            advanced=True,
+        ),
+        Number(
+            "density",
+            0.0,
+            0.0,
+            1.0,
+            0.01,
+            "Share of the entries that stay, for ties to breadcrumbs and knots; 0: the method's own (0.5 or 0.9).",
+            advanced=True,
+        ),
+        Number("seed", 0, 0, 2**53, 1, "Of the lots that dare and della draw; equal seeds agree.", advanced=True),
     ),
     outputs=(ADAPTER_OUT, Output("report", "STRING", "What was merged, and the measured relative error.")),
     run=actions.merge_loras,
@@ -153,15 +174,21 @@ def _inspect(host: Host) -> Node:
     return Node(
         "LorasmithInspectLora",
         "Inspect LoRA (Lorasmith)",
-        "Says what a LoRA is: family, algorithms, ranks, trigger words, health, and whether it fits the wired models.",
+        "Says what a LoRA is: family, algorithms, ranks, trigger words, health, and whether it fits the wired models. "
+        "Draws the strength of its blocks and layers.",
         inputs=(
             Socket("lora", ADAPTER, "The LoRA to look at."),
             Socket("model", "MODEL", "A diffusion model to hold it against; may stay unwired.", optional=True),
             Socket("clip", "CLIP", "Text encoders to hold it against; may stay unwired.", optional=True),
+            Socket("other", ADAPTER, "Another LoRA to compare with, block by block; may stay unwired.", optional=True),
+            Switch("picture", True, "Draw the picture; off is quicker for large LoHa, LoKr and full.", advanced=True),
         ),
-        outputs=(Output("text", "STRING", "The verdict, line by line."),),
+        outputs=(
+            Output("text", "STRING", "The verdict, line by line."),
+            Output("picture", "IMAGE", "Singular values and energy by block, and which blocks and layers change most."),
+        ),
         run=partial(actions.inspect_lora, host),
-        aliases=("lora info", "lora metadata", "trigger words"),
+        aliases=("lora info", "lora metadata", "trigger words", "lora spectrum", "compare loras"),
         terminal=True,
     )
 

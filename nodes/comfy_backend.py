@@ -24,8 +24,8 @@ from ..lora_core.errors import BadConfig, WrongArchitecture
 from ..lora_core.train.config import TrainConfig
 from ..lora_core.train.diffusers_backend import fingerprint
 from ..lora_core.train.inject import trainable_through, weights_like
-from ..lora_core.train.protocols import Cond, Moments
-from ..lora_core.train.targets import DENOISER, TEXT_ENCODER, select
+from ..lora_core.train.protocols import Cond, Moments, Schedule
+from ..lora_core.train.targets import choose
 from .seam import Progress
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PREDICTIONS = {"EPS": "epsilon", "V_PREDICTION": "v_prediction"}  # ComfyUI's classes that training knows
+SIZES = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")  # in the order of "time_ids"
 TOKENS = "tokens "  # prefix of a conditioning's entries that are token ids, one per text encoder
 ROUTE = {"optimized_attention_override": lambda _chosen, *given, **options: _attention(*given, **options)}
 
@@ -47,9 +48,10 @@ class ComfyBackend:
         self.device: torch.device = model.load_device
         self.net: nn.Module = model.model.diffusion_model
         sampling = model.get_model_object("model_sampling")
-        self.prediction = _prediction(sampling, config.objective)
-        self.alphas_cumprod: Tensor = _plain(1 / (sampling.sigmas.float() ** 2 + 1))
+        alphas_cumprod = _plain(1 / (sampling.sigmas.float() ** 2 + 1))
+        self.schedule = Schedule(_prediction(sampling, config.objective), alphas_cumprod)
         self._held: ExitStack | None = None
+        self.names: Mapping[Target, str] = {}  # patterns mean ComfyUI's own names
         self._chosen = self._choose()
         self._load()
         self.fingerprint = fingerprint(self.net)
@@ -81,14 +83,24 @@ class ComfyBackend:
 
     def _predicted(self, noisy: Tensor, t: Tensor, cond: Cond) -> Tensor:
         given = self._encode(cond) if any(name.startswith(TOKENS) for name in cond) else cond
-        side = self.config.resolution
-        sizes = {"width": side, "height": side, "target_width": side, "target_height": side, "crop_w": 0, "crop_h": 0}
-        extra = self.model.model.encode_adm(pooled_output=given.get("pooled"), device=self.device, **sizes)
+        extra = self._vector(given.get("pooled"), cond["time_ids"])
         options = {} if extra is None else {"y": extra.to(self.device, self.dtype)}
         context = given["context"].to(self.device, self.dtype)
         x, t = noisy.to(self.device, self.dtype), t.to(self.device).float()
         predicted: Tensor = self.net(x, t, context=context, transformer_options=dict(ROUTE), **options)
         return predicted
+
+    def _vector(self, pooled: Tensor | None, sizes: Tensor) -> Tensor | None:
+        """Return what SDXL is told beside the caption, (B, C): pooled text, sizes and crop; None for other models."""
+        rows = [
+            self.model.model.encode_adm(
+                pooled_output=None if pooled is None else pooled[row : row + 1],
+                device=self.device,
+                **dict(zip(SIZES, numbers, strict=True)),
+            )
+            for row, numbers in enumerate(sizes.tolist())
+        ]
+        return None if rows[0] is None else torch.cat(rows)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -159,23 +171,23 @@ class ComfyBackend:
             self._held = None
 
     def _choose(self) -> dict[Target, nn.Module]:
-        found = self._named("denoiser", "", self.net, DENOISER[self.config.targets])
-        for part in architecture(self.architecture).components if self.config.text_encoder else ():
+        config = self.config
+        models: dict[str, nn.Module] = {"denoiser": self.net}
+        for part in architecture(self.architecture).components if config.text_encoder else ():
             prefix = (prefix_for(part, "comfy") or "").removeprefix("text_encoders.")
             if part.id != "denoiser":
-                model = self.clip.cond_stage_model
-                found.update(self._named(part.id, f"{prefix}.", model, TEXT_ENCODER[self.config.targets]))
+                models[part.id] = self.clip.cond_stage_model.get_submodule(prefix)
+        found: dict[Target, nn.Module] = {}
+        for component, chosen in choose(models, config.targets, config.exclude).items():
+            found.update(self._named(component, chosen))
         return found
 
-    def _named(
-        self, component: str, prefix: str, model: nn.Module, suffixes: tuple[str, ...]
-    ) -> dict[Target, nn.Module]:
+    def _named(self, component: str, chosen: Mapping[str, nn.Module]) -> dict[Target, nn.Module]:
         known = names(self.architecture, component, "original")
-        chosen = {name: part for name, part in select(model, suffixes).items() if name.startswith(prefix)}
-        unknown = [name for name in chosen if name[len(prefix) :] not in known]
+        unknown = [name for name in chosen if name not in known]
         if unknown:
             raise WrongArchitecture(f"{component}: no name for its layer {unknown[0]!r}; choose narrower targets")
-        return {known[name[len(prefix) :]]: part for name, part in chosen.items()}
+        return {known[name]: part for name, part in chosen.items()}
 
     def _tokens(self, caption: str) -> dict[str, Tensor]:
         """Return a caption's first 77 tokens for each text encoder, (1, 77); brackets are letters and no weights."""

@@ -9,22 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..convert.against import PARAMETERS, UNKNOWN, model_of
-from ..convert.architectures import architecture
+from ..convert.against import UNKNOWN, model_of
+from ..convert.architectures import architecture, related
 from ..convert.codec import family_of
 from ..convert.keymap import keymap
+from ..convert.parameters import PARAMETERS, block_heights
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import BadConfig, WrongArchitecture
 from ..lora_core.layers import IA3, Layer, LoRA, OFTv2
 from ..lora_core.layers.base import Sizes
 
 TEXT = "text_encoders."  # what ComfyUI's LoRA names put before a text encoder's, and its models do not
-VARIANTS = (  # families that grew out of one model, or that no weight tells apart: LoRAs go from one to another
-    frozenset({"flux", "chroma"}),
-    frozenset({"wan21-14b-t2v", "wan21-14b-i2v", "skyreels-v2"}),
-    frozenset({"cosmos-predict2", "anima"}),
-    frozenset({"cogview3plus", "cogview4"}),
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class Fit:
     @property
     def related(self) -> bool:
         """Whether the two families share LoRAs."""
-        return any({self.family, self.made_for} <= group for group in VARIANTS)
+        return related(self.family, self.made_for)
 
 
 def fit(adapter: Adapter, weights: Weights) -> Fit:
@@ -211,13 +206,10 @@ class _Search:
         parts = (architecture(id).component(target.component) for id in (self.loaded, self.made_for) if id)
         return tuple(dict.fromkeys(prefix for part in parts if part for prefix in part.prefixes.get("comfy", ())))
 
-    def _heights(self, target: Target, rows: int) -> list[int]:
-        """Return the heights of a fused weight's blocks: the table's, in proportion where the model is another size."""
+    def _heights(self, target: Target, rows: int) -> tuple[int, ...]:
         modules = (keymap(id).module(target) for id in (self.loaded, self.made_for) if id)
         blocks = next((module.blocks for module in modules if module and module.blocks), ())
-        total = sum(blocks)
-        whole = all(height * rows % total == 0 for height in blocks)
-        return [height * rows // total for height in blocks] if whole else []
+        return block_heights(blocks, rows)
 
 
 def _bias_too(target: Target, layer: Layer, search: _Search, adapter: Adapter) -> dict[Spot, Layer]:

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import comfy.lora
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import torch
 from comfy.patcher_extension import CallbacksMP
 from comfy_execution.utils import get_executing_context
+from torch import Tensor
 
 from ..lora_core.layers import Layer
 from ..lora_core.train.config import TrainConfig
@@ -49,6 +52,11 @@ class ComfyHost:
             shapes |= _shapes(clip.cond_stage_model)
         return Weights(shapes, denoiser=model is not None, text_encoder=clip is not None)
 
+    def parameters(self, model: Any, clip: Any) -> LiveParameters:
+        """Return these models' parameters as they are used, patches included, each computed when it is read."""
+        patchers = (model, getattr(clip, "patcher", None))
+        return LiveParameters({k: v for one in patchers if one is not None for k, v in one.get_key_patches().items()})
+
     def patched(
         self, model: Any, clip: Any, layers: Mapping[Spot, Layer], strength_model: float, strength_clip: float
     ) -> tuple[Any, Any]:
@@ -74,6 +82,26 @@ class ComfyHost:
     ) -> ComfyBackend:
         """Return the loaded models as the trainer takes them; Cancel seen there is told to `progress`."""
         return ComfyBackend(model, clip, vae, family, config, progress)
+
+
+class LiveParameters:
+    """The parameters of loaded models; see `convert.checkpoint.Readable`. Nothing of the models is changed."""
+
+    path = Path("the loaded model")
+
+    def __init__(self, patches: Mapping[str, Any]):
+        """Take what `ModelPatcher.get_key_patches` returns: the weight with its conversion, then the patches."""
+        self._patches = patches
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Compute a parameter as ComfyUI would when it loads the model, in float32 on the CPU."""
+        (weight, convert), *patches = self._patches[key]
+        plain = convert(weight.detach().to("cpu", torch.float32, copy=True), inplace=True)
+        return (comfy.lora.calculate_weight(patches, plain, key) if patches else plain)[start:stop]
+
+    def dtype(self, key: str) -> torch.dtype:
+        """Return float32, in which parameters are computed."""
+        return torch.float32
 
 
 class ComfyProgress:

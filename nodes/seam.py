@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..convert.checkpoint import Readable
 from ..lora_core.layers import Layer
 from ..lora_core.train.config import TrainConfig
 from ..lora_core.train.protocols import Backend
@@ -51,6 +52,9 @@ class Host(Protocol):
 
     def weights(self, model: Any, clip: Any) -> Weights:
         """Return the names and shapes of these models' parameters."""
+
+    def parameters(self, model: Any, clip: Any) -> Readable:
+        """Return these models' parameters as they are used, patches included, each computed when it is read."""
 
     def patched(
         self, model: Any, clip: Any, layers: Mapping[Spot, Layer], strength_model: float, strength_clip: float

@@ -38,7 +38,7 @@ def train_lora(host: Host, model: Any, clip: Any, vae: Any, pictures: str, name:
     backend = host.backend(model, clip, vae, loaded, config, progress)
 
     def events(stop: Callable[[], bool]) -> Iterator[Event]:
-        return run(config, backend, writer(config, backend.prediction), resume, stop, backend.weights)
+        return run(config, backend, writer(config, backend.schedule.prediction), resume, stop, backend.weights)
 
     last = follow(events, progress, host.say)
     result = Path(config.out) / f"{config.name}.safetensors"

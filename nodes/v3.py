@@ -87,7 +87,8 @@ def _output(one: Output) -> io.Output:
 
 
 def _type(name: str) -> Any:
-    return {"MODEL": io.Model, "CLIP": io.Clip, "VAE": io.Vae, "STRING": io.String}.get(name) or io.Custom(name)
+    own = {"MODEL": io.Model, "CLIP": io.Clip, "VAE": io.Vae, "IMAGE": io.Image, "STRING": io.String}
+    return own.get(name) or io.Custom(name)
 
 
 def _given(make: Callable[..., Any], **arguments: Any) -> Any:

@@ -11,14 +11,16 @@ from ..convert.words import base_model, trigger_words
 from ..lora_core.adapter import Adapter
 from ..lora_core.layers import DoRA, Layer, LoRA, rank_of
 from ..lora_core.ops.health import health
+from ..lora_core.ops.lazy import outlines
 from .fit import Fit, families
 
 
 def summary(adapter: Adapter) -> str:
     """Return family, layers, algorithms other than LoRA and ranks in one line."""
+    layers = outlines(adapter.layers).values()  # nothing is computed for a line of words
     family = architecture(adapter.architecture).name if adapter.architecture else "fits several model families"
-    kinds = sorted({kind(layer) for layer in adapter.layers.values()} - {"LoRA"})
-    ranks = [rank for layer in adapter.layers.values() if (rank := rank_of(layer)) is not None]
+    kinds = sorted({kind(layer) for layer in layers} - {"LoRA"})
+    ranks = [rank for layer in layers if (rank := rank_of(layer)) is not None]
     sizes = f", rank {_range(ranks)}" if ranks else ""
     return f"{family}, {len(adapter.layers)} layers{''.join(f', {one}' for one in kinds)}{sizes}"
 

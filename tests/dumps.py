@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,9 @@ from lorasmith.lora_core.layers import Additive, Layer, LoRA
 KEYS = Path(__file__).parent / "keys"
 NAMES = sorted(path.name.removesuffix(".json.gz") for path in KEYS.glob("*.json.gz"))
 RANK = 2  # every layer's rank here, whatever the dump's, so that files stay small
-MOST = 3  # of other algorithms than LoRA, so many layers
-LORAS = 6  # of LoRA, so many modules
+EVERY = bool(os.environ.get("LORASMITH_EVERY_LAYER"))  # all layers of every dump: hours instead of minutes
+MOST = 100_000 if EVERY else 3  # of other algorithms than LoRA, so many layers
+LORAS = 100_000 if EVERY else 6  # of LoRA, so many modules
 ALPHAS = (0.5, 1.0, 2.0, 3.0)  # against rank 2: a scale that is exact in any dtype, and 1.5
 RANKED = {  # role -> the axes that are as long as the rank; Tucker factors of LoHa and LoKr lie the other way
     **{"down": (0,), "up": (1,), "mid": (0, 1), "embedding_down": (0,), "embedding_up": (1,)},
@@ -93,7 +95,7 @@ def sample(name: str) -> dict[str, Tensor]:
     """Return a dump's file with random values, of small rank, and of its layers one of each kind of module."""
     file = dump(name)
     match = detect(file.keys, file.metadata)
-    layers = list(match.layers) if match.format == "safeloras" else kinds(match.layers)
+    layers = list(match.layers) if EVERY or match.format == "safeloras" else kinds(match.layers)
     modules = list(dict.fromkeys((target.component, target.module) for target in layers))
     few = modules[:: max(1, len(modules) // LORAS)]
     if any(is_dense(match.layers[target]) for target in layers):  # compared as whole matrices, which takes time

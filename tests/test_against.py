@@ -243,3 +243,20 @@ def test_diffusers_folder_with_shards_and_variants(tmp_path):
     assert model.architecture == "sd15"
     assert set(model.shapes) == set(model_of(checkpoint("sd15"), "m").shapes)
     assert read_model(tmp_path / "unet").components == {"denoiser"}
+
+
+def test_equal_names_and_sizes_of_another_family_are_no_fit() -> None:
+    """FLUX.1 and HunyuanVideo share their attention's names and sizes; FLUX.1 and Chroma share LoRAs."""
+    name = "diffusers_flux_dreambooth"
+    keys, metadata, _ = lora(name)
+    assert {"flux", "hunyuan-video"} <= set(detect(keys, metadata).fits)
+
+    def model(id: str):
+        rows = keymap(id).modules("denoiser").items()
+        return model_of({f"model.diffusion_model.{module}.weight": row.shape for module, row in rows}, id)
+
+    other = against(name, model("hunyuan-video"))
+    assert other["architecture"] == "hunyuan-video" and other["matched"] == other["total"]
+    assert other["verdict"] == "wrong-architecture"
+    assert other["next"].startswith("a LoRA for FLUX.1 or Chroma on a HunyuanVideo model: load")
+    assert against(name, model("flux"))["verdict"] == "fits"

@@ -13,9 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Our parts, each with the parts that it may import besides itself.
-LOWER = {"lora_core.errors", "lora_core.layers", "lora_core.adapter", "lora_core.store"}
+LOWER = {"lora_core.errors", "lora_core.dtypes", "lora_core.layers", "lora_core.adapter", "lora_core.store"}
 MAY_IMPORT = {
     "lora_core.errors": set(),
+    "lora_core.dtypes": {"lora_core.errors"},
     "lora_core.layers": {"lora_core.errors"},
     "lora_core.adapter": {"lora_core.errors", "lora_core.layers"},
     "lora_core.store": {"lora_core.errors"},
@@ -29,7 +30,7 @@ STORE = ("hashes", "header", "pickle_reader", "unpickler")  # files of the part 
 SHELLS = ("nodes", "cli")
 BASE = {"torch", "safetensors", "numpy"}  # what every host has
 TRAIN = {"PIL", "diffusers", "transformers", "accelerate"}
-LAZY = TRAIN | {"bitsandbytes", "prodigyopt", "schedulefree", "tensorboard", "wandb"}  # inside functions alone
+LAZY = TRAIN | {"matplotlib", "bitsandbytes", "prodigyopt", "schedulefree", "tensorboard", "wandb"}  # inside functions alone
 
 
 @dataclass(frozen=True)

@@ -349,3 +349,23 @@ def test_wrong_types_never_crash(value, tmp_path):
         (tmp_path / f"style{suffix}").write_text(value)
     result = info(saved(tmp_path, layer(f"{QKV}q"), dict.fromkeys(keys, value)))
     assert isinstance(result["trigger_words"], list) and isinstance(text(result), str)
+
+
+@pytest.mark.parametrize(
+    "listed", ["base_model: someone/sd15", "base_model:\n  - someone/sd15", "base_model: 'someone/sd15'"]
+)
+def test_the_base_model_of_a_model_card(tmp_path, listed):
+    card = (
+        f'---\nlicense: mit\n{listed}\ninstance_prompt: "a photo of sks dog"\ntags:\n- lora\n---\n# base_model: other\n'
+    )
+    (tmp_path / "README.md").write_text(card)
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    assert (trigger_words({}, path), base_model({}, path)) == (["a photo of sks dog"], "someone/sd15")
+    assert base_model({}, tmp_path) == "someone/sd15"
+    assert base_model({"ss_sd_model_name": "v1-5"}, path) == "v1-5"
+
+
+@pytest.mark.parametrize("card", ["", "# A model\nbase_model: a/b\n", "---\nbase_model: a/b\n", "\xff"])
+def test_files_that_are_no_model_card(tmp_path, card):
+    (tmp_path / "README.md").write_bytes(card.encode("latin-1"))
+    assert base_model({}, tmp_path / "x.safetensors") is None

@@ -559,7 +559,7 @@ def test_a_state_dict_that_is_no_lora_is_refused() -> None:
 
 def test_the_verdict_says_what_matters(host: FakeHost, lora: Adapter) -> None:
     named = Adapter("sd15", lora.layers, {"modelspec.trigger_phrase": "sks", "ss_sd_model_name": "v1-5"})
-    (text,) = actions.inspect_lora(host, named, "MODEL").values
+    text, _ = actions.inspect_lora(host, named, "MODEL").values
     for line in (
         "Stable Diffusion 1.x, 1 layers, rank 2",
         "alpha: 1",

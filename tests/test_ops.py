@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,11 +107,13 @@ def test_scale_by_zero_does_nothing_in_any_host() -> None:
 def test_scale_keeps_what_the_metadata_says_but_for_name_hashes_and_alpha() -> None:
     stale = {"sshs_model_hash": "1", "sshs_legacy_hash": "2", "lora_adapter_metadata": "{}", "ss_network_alpha": "3"}
     source = Adapter("sd15", adapter(0).layers, {**adapter(0).metadata, **stale, "ss_tag_frequency": "{}"})
-    metadata = scale(source, 0.5).metadata
+    result = scale(replace(source, origin={"file": "a"}), 0.5)
+    metadata = result.metadata
     assert metadata["ss_tag_frequency"] == "{}" and metadata["ss_base_model_version"] == "sd_v1"
     assert metadata["ss_network_dim"] == "4" and metadata["ss_network_alpha"] == "1.5"
     assert not {"sshs_model_hash", "sshs_legacy_hash", "lora_adapter_metadata", "ss_output_name"} & metadata.keys()
-    assert json.loads(metadata["lorasmith.operation"]) == {"method": "scale", "strength": 0.5, "text_encoder": None}
+    operation = {"method": "scale", "strength": 0.5, "text_encoder": None}
+    assert result.origin == {"operation": operation, "inputs": [{"file": "a"}]}
 
 
 def test_a_strength_that_is_no_number_is_refused() -> None:
@@ -214,8 +216,13 @@ def test_dense_changes_add_up_in_float32() -> None:
     for arguments in ({}, {"method": "svd", "rank": 2}):
         parts = [Weighted(first, 0.7), Weighted(second, -0.3)]
         layers = merge(parts, **arguments).layers
-        assert type(layers[LINEAR]) is Full and layers[LINEAR].diff.dtype == torch.float32
-        assert_close(layers[LINEAR], truth(parts, LINEAR))
+        if arguments:  # the matrix as the best LoRA of the rank; vectors have none
+            values = torch.linalg.svdvals(truth(parts, LINEAR))
+            error = float((dense(layers[LINEAR]) - truth(parts, LINEAR)).norm())
+            assert layers[LINEAR].rank == 2 and error == pytest.approx(float(values[2:].norm()), rel=1e-5)
+        else:
+            assert type(layers[LINEAR]) is Full and layers[LINEAR].diff.dtype == torch.float32
+            assert_close(layers[LINEAR], truth(parts, LINEAR))
         assert type(layers[norm_target]) is Norm
         assert_close(layers[norm_target], truth(parts, norm_target))
         assert_close(layers[bias], torch.full((24,), 0.7, dtype=torch.float64))
@@ -371,15 +378,17 @@ def test_merged_metadata_says_what_holds_for_all_inputs_and_no_more() -> None:
         "lorasmith.a": "1",
         "sshs_model_hash": "1",
     }
-    two = {"ss_sd_model_name": "y", "lorasmith.a": "1", "lorasmith.operation": "old", "ss_output_name": "b"}
+    two = {"ss_sd_model_name": "y", "lorasmith.a": "1", "lorasmith.recipe": "old", "ss_output_name": "b"}
     parts = [
         Weighted(
             Adapter("sd15", adapter(0).layers, {"ss_base_model_version": "sd_v1", **one}), 0.7, source="a.safetensors"
         ),
         Weighted(Adapter("sd15", adapter(9).layers, two), 0.5, text_encoder=0),
     ]
-    metadata = dict(merge(parts, "svd", rank=3).metadata)
-    assert json.loads(metadata.pop("lorasmith.operation")) == {
+    result = merge(parts, "svd", rank=3)
+    metadata = result.metadata
+    assert result.origin is not None and result.origin["inputs"] == [{"made": "in memory"}] * 2
+    assert result.origin["operation"] == {
         "method": "svd",
         "rank": 3,
         "energy": None,

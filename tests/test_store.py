@@ -536,7 +536,7 @@ def test_archives_without_weights_are_refused(tmp_path: Path) -> None:
 
 def test_hashes_are_those_of_the_file_that_is_written(tmp_path: Path) -> None:
     tensors = {**sample(FLOATS[:4]), "big": torch.arange(400_000.0)}
-    metadata = store.with_hashes(tensors, {"ss_tag": "x" * 1000, "lorasmith.operation": "{}", "sshs_model_hash": "old"})
+    metadata = store.with_hashes(tensors, {"ss_tag": "x" * 1000, "lorasmith.recipe": "{}", "sshs_model_hash": "old"})
     path = store.save(tmp_path / "a.safetensors", tensors, metadata)
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")

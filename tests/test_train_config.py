@@ -48,13 +48,30 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ({"learning_rate": 0}, "config: 'learning_rate' is 0.0; it must be above 0"),
         ({"learning_rate": float("nan")}, "config: 'learning_rate' is nan; it must be a number"),
         ({"text_encoder": 1}, "config: 'text_encoder' is 1; it must be true or false"),
-        ({"scheduler": "cosin"}, "config: 'scheduler' is 'cosin'; choose one of constant, linear, cosine"),
+        (
+            {"scheduler": "cosin"},
+            "config: 'scheduler' is 'cosin'; choose one of "
+            "cosine, constant, linear, cosine_with_restarts, polynomial, rex",
+        ),
         ({"resolution": 500}, "config: 'resolution' is 500; it must be a multiple of 8"),
         ({"name": "a/b"}, "config: 'name' is 'a/b'; it must be a file name without folders"),
         ({"sample_every": 5}, "config: 'sample_every' needs 'validation_prompt', the previews' prompt"),
         (
-            {"report_to": ["wandb"]},
-            "config: 'report_to' is ['wandb']; no tracker is built in, read OUT/log.jsonl instead",
+            {"report_to": ["mlflow"]},
+            "config: 'report_to' is 'mlflow'; choose one of tensorboard, wandb",
+        ),
+        ({"targets": 3}, "config: 'targets' is 3; choose one of attention, attention+ff, linear, all"),
+        ({"ranks": {"attn": 0}}, "config: 'ranks.attn' is 0; it must be at least 1"),
+        ({"ranks": 4}, "config: 'ranks' is 4; it must be a table, such as {}"),
+        ({"dropout": 1}, "config: 'dropout' is 1.0; it must be at most 0.99"),
+        ({"shift": "high"}, "config: 'shift' is 'high'; it must be a number"),
+        (
+            {"class_pictures": 5, "class_data": "c"},
+            "config: 'class_pictures' needs 'class_prompt', what they are generated from",
+        ),
+        (
+            {"min_timestep": 0.5, "max_timestep": 0.5},
+            "config: 'min_timestep' 0.5 is not below 'max_timestep' 0.5; nothing could be drawn",
         ),
         ({"model": None}, "config: 'model' is missing; add 'model': PATH"),
         (

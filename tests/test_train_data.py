@@ -15,9 +15,13 @@ from train_models import TinyBackend, config, pictures
 from lorasmith.lora_core.errors import BadDataset, BadValues
 from lorasmith.lora_core.train import rng
 from lorasmith.lora_core.train.cache import Cache
+from lorasmith.lora_core.train.cache_store import Recent
 from lorasmith.lora_core.train.data import Picture, Plan, View, manifest, plan, tag_counts
-from lorasmith.lora_core.train.pictures import corner, load, pixels, size_of
+from lorasmith.lora_core.train.pictures import Cut, load, pixels, size_of
 from lorasmith.lora_core.train.protocols import Moments
+from lorasmith.lora_core.train.shapes import Shapes
+
+SQUARE = Shapes(16)
 
 
 def test_captions_and_their_precedence(tmp_path: Path) -> None:
@@ -112,13 +116,13 @@ def test_pixels_are_cut_along_the_long_side(tmp_path: Path) -> None:
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     whole = torch.from_numpy(ramp).permute(2, 0, 1).float() / 127.5 - 1
     for place, left in ((0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)):
-        assert corner((16, 8), 8, place) == (left, 0)
-        assert torch.equal(pixels(tmp_path / "ramp.png", 8, place), whole[:, :, left : left + 8])
-    mirrored = pixels(tmp_path / "ramp.png", 8, 0.25, flip=True)
+        assert Cut(8, 8, place).corner((16, 8)) == (left, 0)
+        assert torch.equal(pixels(tmp_path / "ramp.png", Cut(8, 8, place)), whole[:, :, left : left + 8])
+    mirrored = pixels(tmp_path / "ramp.png", Cut(8, 8, 0.25, flip=True))
     assert torch.equal(mirrored, whole[:, :, 2:10].flip(-1))
-    left, _ = corner((16, 8), 8, 0.25, flip=True)
+    left, _ = Cut(8, 8, 0.25, flip=True).corner((16, 8))
     assert torch.equal(mirrored, whole.flip(-1)[:, :, left : left + 8])
-    assert pixels(tmp_path / "ramp.png", 32).shape == (3, 32, 32)  # enlarged
+    assert pixels(tmp_path / "ramp.png", Cut(32, 32)).shape == (3, 32, 32)  # enlarged
 
 
 def a_plan(count: int, **keys: object) -> Plan:
@@ -160,7 +164,7 @@ def test_class_pictures_follow_the_instance_pictures(tmp_path: Path) -> None:
     (views,) = data.views(0)
     assert [view.prior for view in views] == [False, False, True, True]
     assert {view.picture.caption for view in views[2:]} == {"a cat"}
-    batch = Cache(TinyBackend(), 16).batch(views, 0, "train", 0, 0, prior_weight=0.5)
+    batch = Cache(TinyBackend(), SQUARE).batch(views, 0, "train", 0, 0, prior_weight=0.5)
     assert batch.weights.tolist() == [0.5, 0.5, 0.25, 0.25]  # mean(instance) + 0.5 * mean(class)
 
 
@@ -198,14 +202,14 @@ def test_tags_are_counted_as_written() -> None:
 def test_captions_stay_with_their_pictures_through_shuffling_and_caches(tmp_path: Path) -> None:
     pictures(tmp_path / "data", {name: f"picture {name}" for name in "abcdefg"})
     data, backend = plan(config(tmp_path, batch_size=3)), TinyBackend(text_encoder=True)
-    cache = Cache(backend, 16)
+    cache = Cache(backend, SQUARE)
     for step in range(12):
         (views,) = data.views(step)
         batch = cache.batch(views, 5, "train", step, 0, 1.0)
         for row, name in enumerate(batch.names):
             path = tmp_path / "data" / name
             noise = rng.normal((3, 8, 8), 5, "train latents", step, row)
-            assert torch.equal(batch.latents[row], pixels(path, 16)[:, ::2, ::2] + 0.1 * noise)
+            assert torch.equal(batch.latents[row], pixels(path, Cut(16, 16))[:, ::2, ::2] + 0.1 * noise)
             letters = backend.encode_text(path.with_suffix(".txt").read_text())["letters"]
             assert torch.equal(batch.cond["letters"][row : row + 1], letters)
 
@@ -214,23 +218,26 @@ def test_cached_equals_uncached_and_each_view_is_encoded_once(tmp_path: Path) ->
     pictures(tmp_path / "data", {"a": "x", "b": "y", "c": "x"}, (24, 16))
     data = plan(config(tmp_path, batch_size=2, random_flip=True))
     backend = TinyBackend()
-    cached, uncached = Cache(backend, 16), Cache(TinyBackend(), 16, remember=False)
+    cached, uncached = Cache(backend, SQUARE), Cache(TinyBackend(), SQUARE, latents=Recent(0), texts=Recent(0))
     for step in range(60):
         ours, theirs = (cache.batch(data.views(step)[0], 1, "train", step, 0, 1.0) for cache in (cached, uncached))
         assert torch.equal(ours.latents, theirs.latents) and torch.equal(ours.cond["context"], theirs.cond["context"])
-    assert backend.encoded.count("image") == 3 * 5 * 2 == len(cached.latents)
-    assert backend.encoded.count("x") == 1 and not uncached.latents
+    assert backend.encoded.count("image") == 3 * 5 * 2 == len(cached.latents.kept)
+    assert backend.encoded.count("x") == 1 and not uncached.latents.kept
 
 
 def test_caches_are_keyed_by_content_never_by_place_or_step(tmp_path: Path) -> None:
     first, second = pictures(tmp_path / "p", {"a": "x"}), pictures(tmp_path / "q", {"other": "x"})
     backend = TinyBackend()
-    cache = Cache(backend, 16)
+    cache = Cache(backend, SQUARE)
     ours, theirs = manifest(first)[0], manifest(second)[0]
-    assert cache.moments(View(ours)) is cache.moments(View(theirs))  # the same bytes under another name
-    assert cache.moments(View(ours, flip=True)) is not cache.moments(View(ours))
+    assert torch.equal(cache.moments(View(ours)).mean, cache.moments(View(theirs)).mean)
+    assert len(backend.encoded) == 1  # the same bytes under another name
+    assert not torch.equal(cache.moments(View(ours, flip=True)).mean, cache.moments(View(ours)).mean)
+    assert len(backend.encoded) == 2
     backend.fingerprint = "another model"
-    assert cache.moments(View(ours)) is cache.moments(View(theirs)) and len(cache.latents) == 3
+    assert torch.equal(cache.moments(View(ours)).mean, cache.moments(View(theirs)).mean)
+    assert len(backend.encoded) == 3 == len(cache.latents.kept)
 
 
 def test_latents_that_are_not_finite_name_the_file(tmp_path: Path) -> None:
@@ -240,13 +247,13 @@ def test_latents_that_are_not_finite_name_the_file(tmp_path: Path) -> None:
 
     (picture,) = manifest(pictures(tmp_path, {"a": "x"}))
     with pytest.raises(BadValues, match=r"a\.png: its latents are not finite"):
-        Cache(Broken(), 16).moments(View(picture))
+        Cache(Broken(), SQUARE).moments(View(picture))
 
 
 def test_time_ids_say_size_and_corner(tmp_path: Path) -> None:
     (picture,) = manifest(pictures(tmp_path, {"a": "x"}, (40, 20)))  # resized to 32 x 16
     views = [View(picture, 0), View(picture, 4), View(picture, 0, flip=True)]
-    batch = Cache(TinyBackend(), 16).batch(views, 0, "train", 0, 0, 1.0)
+    batch = Cache(TinyBackend(), SQUARE).batch(views, 0, "train", 0, 0, 1.0)
     assert batch.cond["time_ids"].tolist() == [[20, 40, 0, left, 16, 16] for left in (0, 16, 16)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from safetensors import safe_open  # noqa: E402
+from train_families import sdxl_checkpoint  # noqa: E402
 from train_models import as_checkpoint, config, one_thread, pictures, same_file, tiny_pipeline  # noqa: E402
 
 from lorasmith.convert import read  # noqa: E402
@@ -23,11 +25,13 @@ from lorasmith.convert.keymap import names  # noqa: E402
 from lorasmith.convert.training import diffusers_names, train  # noqa: E402
 from lorasmith.lora_core.adapter import Target  # noqa: E402
 from lorasmith.lora_core.errors import BadConfig, FileProblem, WrongArchitecture  # noqa: E402
-from lorasmith.lora_core.train import diffusers_load  # noqa: E402
+from lorasmith.lora_core.train import checkpoint_file, diffusers_load  # noqa: E402
 from lorasmith.lora_core.train.config import TrainConfig  # noqa: E402
+from lorasmith.lora_core.train.create import create  # noqa: E402
 from lorasmith.lora_core.train.diffusers_backend import DiffusersBackend, open_backend  # noqa: E402
 from lorasmith.lora_core.train.engine import Event  # noqa: E402
-from lorasmith.lora_core.train.inject import attached, create  # noqa: E402
+from lorasmith.lora_core.train.families import family_of  # noqa: E402
+from lorasmith.lora_core.train.inject import attached  # noqa: E402
 from lorasmith.lora_core.train.tokenizers import byte_letters, tokenizer_for  # noqa: E402
 
 __all__ = ["one_thread"]  # a fixture
@@ -109,7 +113,7 @@ def test_presets(tmp: Path, pipelines: Mapping[str, Path], targets: str, denoise
 
 def test_the_widest_preset_takes_every_linear_and_convolution(tmp: Path, pipelines: Mapping[str, Path]) -> None:
     backend = backend_of(tiny(tmp, pipelines["sd15"], targets="all"))
-    layers = [part for part in backend.parts.unet.modules() if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d))]
+    layers = [part for part in backend.parts.denoiser.modules() if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d))]
     assert set(backend.modules().values()) == set(layers)
 
 
@@ -131,10 +135,10 @@ def test_one_step_equals_pefts(tmp: Path, pipelines: Mapping[str, Path]) -> None
     peft = pytest.importorskip("peft")
     run = tiny(tmp, pipelines["sd15"], rank=3, alpha=6)
     backend = backend_of(run)
-    made = create(backend.modules(), 3, 6.0, seed=1)
+    made = create(backend.modules(), run)
     for place, pair in enumerate(made.values()):
         pair.up.data = torch.randn(pair.up.shape, generator=torch.Generator().manual_seed(place)) * 0.1
-    unet = backend.parts.unet.double()
+    unet = backend.parts.denoiser.double()
     for pair in made.values():
         pair.down.data, pair.up.data = pair.down.data.double(), pair.up.data.double()
     generator = torch.Generator().manual_seed(0)
@@ -161,12 +165,13 @@ def test_one_step_equals_pefts(tmp: Path, pipelines: Mapping[str, Path]) -> None
 
 
 def test_previews_are_private_and_show_the_adapter(tmp: Path, pipelines: Mapping[str, Path]) -> None:
-    backend = backend_of(tiny(tmp, pipelines["sd15"]))
+    run = tiny(tmp, pipelines["sd15"])
+    backend = backend_of(run)
     state = torch.random.get_rng_state()
     first, second, other = (np.asarray(backend.sample("a cat", seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, second) and not np.array_equal(first, other) and first.shape == (32, 32, 3)
     assert torch.equal(torch.random.get_rng_state(), state)
-    made = create(backend.modules(), 2, 2.0, 0)
+    made = create(backend.modules(), run)
     for pair in made.values():
         pair.up.data += 1
     with attached(backend.modules(), made):
@@ -194,7 +199,7 @@ def test_half_precision_models_train_a_float32_adapter(
     assert {tensor.dtype for layer in adapter.layers.values() for tensor in layer.tensors()} == {torch.float32}  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd21"])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_a_checkpoint_file_loads_as_its_pipeline_without_network(
     tmp: Path, pipelines: Mapping[str, Path], family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,28 +207,29 @@ def test_a_checkpoint_file_loads_as_its_pipeline_without_network(
         raise AssertionError("asked for the network")
 
     monkeypatch.setattr("socket.socket.connect", no_network)
-    file = as_checkpoint(pipelines[family], tmp / f"{family}.safetensors", open_clip=family == "sd21")
+    write = sdxl_checkpoint if family == "sdxl" else partial(as_checkpoint, open_clip=family == "sd21")
+    file = write(pipelines[family], tmp / f"{family}.safetensors")
     configs = tmp / "configs"
     configs.mkdir()
     (configs / family).symlink_to(pipelines[family])
-    ours = diffusers_load._from_file(file, str(pipelines[family] / "tokenizer"), configs)
+    ours = checkpoint_file.load_file(file, str(pipelines[family] / "tokenizer"), configs=configs)
     theirs = diffusers_load.load(str(pipelines[family]))
     assert ours.architecture == theirs.architecture == family
-    pairs = [(ours.unet, theirs.unet), (ours.vae, theirs.vae)]
+    pairs = [(ours.denoiser, theirs.denoiser), (ours.vae, theirs.vae)]
     pairs += [(ours.text_encoders[name], theirs.text_encoders[name]) for name in ours.text_encoders]
     for ours_part, theirs_part in pairs:
         a, b = ours_part.state_dict(), theirs_part.state_dict()
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     torch.testing.assert_close(ours.scheduler.alphas_cumprod, theirs.scheduler.alphas_cumprod)
     pads = {name: vocabulary.pad_token_id for name, vocabulary in ours.tokenizers.items()}
-    assert pads == ({"clip_l": 513} if family == "sd15" else {"clip_h": 0})
+    assert pads == {"sd15": {"clip_l": 513}, "sd21": {"clip_h": 0}, "sdxl": {"clip_l": 513, "clip_g": 0}}[family]
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd21"])
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 def test_committed_configs_have_the_released_models_shapes(family: str) -> None:
     from lorasmith.convert.keymap import keymap
 
-    folder = diffusers_load.CONFIGS / family
+    folder = checkpoint_file.CONFIGS / family
     with torch.device("meta"):
         unet = diffusers.UNet2DConditionModel.from_config(json.loads((folder / "unet/config.json").read_text()))
     for name, target in names(family, "denoiser", "diffusers").items():
@@ -240,12 +246,12 @@ def test_names_meet_every_layer_of_the_text_encoders(tmp: Path, pipelines: Mappi
 def test_models_that_do_not_fit_are_told_in_one_line(tmp: Path, pipelines: Mapping[str, Path]) -> None:
     with pytest.raises(FileProblem, match="nowhere: not found; give a diffusers folder, a checkpoint file or a hub id"):
         diffusers_load.load(str(tmp / "nowhere"))
-    with pytest.raises(FileProblem, match="has no 'unet' folder"):
+    with pytest.raises(FileProblem, match="has no .unet. or .transformer. folder"):
         diffusers_load.load(str(tmp / "data"))
     with pytest.raises(WrongArchitecture, match="takes 9 channels; inpainting models"):
-        diffusers_load.architecture_of({"in_channels": 9, "out_channels": 4})
+        family_of({"_class_name": "UNet2DConditionModel", "in_channels": 9, "out_channels": 4})
     list(train(tiny(tmp, pipelines["sd15"], steps=1)))
-    with pytest.raises(WrongArchitecture, match="no Stable Diffusion 1.x or 2.x checkpoint"):
+    with pytest.raises(WrongArchitecture, match="no Stable Diffusion 1.x, 2.x or XL checkpoint"):
         diffusers_load.load(str(tmp / "run/tiny.safetensors"))
     with pytest.raises(BadConfig, match="config: 'format' is 'kohia'; choose one of"):
         list(train(tiny(tmp, pipelines["sd15"], format="kohia")))
@@ -266,7 +272,7 @@ def test_a_tokenizer_that_is_not_there_is_told_in_one_line(tmp: Path, pipelines:
     (tmp / "configs").mkdir()
     (tmp / "configs/sd15").symlink_to(pipelines["sd15"])
     with pytest.raises(FileProblem, match=r"^/nofolder: cannot be loaded \(.*\); set 'tokenizer' to a folder"):
-        diffusers_load._from_file(file, "/nofolder", tmp / "configs")
+        checkpoint_file.load_file(file, "/nofolder", configs=tmp / "configs")
 
 
 def test_a_tokenizer_beside_the_checkpoint_is_found(tmp: Path, pipelines: Mapping[str, Path]) -> None:

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from lorasmith.lora_core.adapter import Target
 from lorasmith.lora_core.errors import BadConfig
 from lorasmith.lora_core.train import inject
-from lorasmith.lora_core.train.functions import AdaptedConv2d, AdaptedLinear, Geometry
+from lorasmith.lora_core.train.config import TrainConfig
+from lorasmith.lora_core.train.create import create
+from lorasmith.lora_core.train.functions import AdaptedConv2d, AdaptedLinear
+from lorasmith.lora_core.train.kinds import TrainedLoRA
+from lorasmith.lora_core.train.operations import Geometry
 
 
 def net(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -44,9 +48,14 @@ def targets(model: nn.Module) -> dict[Target, nn.Module]:
     return {Target("denoiser", str(index)): model.get_submodule(str(index)) for index in ADAPTED}
 
 
-def factors(model: nn.Module) -> dict[Target, inject.Factors]:
+def fresh(modules: dict[Target, nn.Module], rank: int, alpha: float, seed: int) -> dict[Target, TrainedLoRA]:
+    run = TrainConfig("m", "d", "o", rank=rank, alpha=alpha, seed=seed)
+    return create(modules, run)  # type: ignore[return-value]
+
+
+def factors(model: nn.Module) -> dict[Target, TrainedLoRA]:
     """Factors in float64 whose up is not zero."""
-    made = inject.create(targets(model), rank=2, alpha=3.0, seed=0)
+    made = fresh(targets(model), 2, 3.0, 0)
     generator = torch.Generator().manual_seed(2)
     for pair in made.values():
         pair.down.data = pair.down.data.double()
@@ -89,7 +98,7 @@ def test_gradients_equal_autograds_own() -> None:
     _, found = gradients(model)
     made = factors(model)
 
-    def plain(module: nn.Module, pair: inject.Factors) -> Callable[[Any, Any, Tensor], Tensor]:
+    def plain(module: nn.Module, pair: TrainedLoRA) -> Callable[[Any, Any, Tensor], Tensor]:
         def hook(_: Any, args: Any, out: Tensor) -> Tensor:
             if isinstance(module, nn.Linear):
                 return out + pair.scale * (args[0] @ pair.down.t() @ pair.up.t())
@@ -98,8 +107,8 @@ def test_gradients_equal_autograds_own() -> None:
                 padding_mode=module.padding_mode,
             )  # fmt: skip
             del twin.weight
-            twin.weight = pair.down
-            return out + pair.scale * torch.nn.functional.conv2d(twin(args[0]), pair.up)
+            twin.weight = pair.down.view(2, module.in_channels, *module.kernel_size)
+            return out + pair.scale * torch.nn.functional.conv2d(twin(args[0]), pair.up[:, :, None, None])
 
         return hook
 
@@ -164,7 +173,7 @@ def test_frozen_layers_get_no_gradient() -> None:
 def test_half_precision_weights_and_float32_factors(dtype: torch.dtype) -> None:
     layer = nn.Linear(4, 5).to(dtype)
     target = Target("denoiser", "x")
-    made = inject.create({target: layer}, 2, 2.0, 0)
+    made = fresh({target: layer}, 2, 2.0, 0)
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     with inject.trainable_through(layer), inject.attached({target: layer}, made):
         low, high = layer(x.to(dtype)), layer(x)  # a host may compute in float32 on weights that it stores in half
@@ -177,21 +186,21 @@ def test_fresh_factors_change_nothing_and_depend_on_seed_and_target_alone() -> N
     model = net(torch.float32)
     x = data().float()
     before = model(x)
-    all_of_them = inject.create(targets(model), 2, 2.0, 7)
+    all_of_them = fresh(targets(model), 2, 2.0, 7)
     with inject.attached(targets(model), all_of_them):
         torch.testing.assert_close(model(x), before)
     one = Target("denoiser", "8")
     torch.manual_seed(99)
-    alone = inject.create({one: model[8]}, 2, 2.0, 7)
+    alone = fresh({one: model[8]}, 2, 2.0, 7)
     assert torch.equal(alone[one].down, all_of_them[one].down)
-    assert not torch.equal(inject.create({one: model[8]}, 2, 2.0, 8)[one].down, alone[one].down)
+    assert not torch.equal(fresh({one: model[8]}, 2, 2.0, 8)[one].down, alone[one].down)
     assert alone[one].down.abs().max() <= 1 / 4**0.5  # U(-1/sqrt(in), 1/sqrt(in))
 
 
 def test_creating_factors_leaves_the_global_generator_alone() -> None:
     modules = targets(net())
     before = torch.random.get_rng_state()
-    inject.create(modules, 2, 2.0, 0)
+    fresh(modules, 2, 2.0, 0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -206,7 +215,7 @@ def test_modules_come_back_untouched_after_an_exception() -> None:
     expected = model(data())
     adapted = {**targets(model), Target("denoiser", "9"): model[9]}
     with pytest.raises(KeyError), inject.trainable_through(model):
-        with inject.attached(adapted, inject.create(adapted, 2, 2.0, 0)):
+        with inject.attached(adapted, fresh(adapted, 2, 2.0, 0)):
             assert model[9].forward is not host_forward
             raise KeyError
     assert [dict(part.__dict__) for part in model.modules()] == before
@@ -228,14 +237,14 @@ def test_attaching_twice_is_refused_and_leaves_the_first() -> None:
 @pytest.mark.parametrize("module", [nn.LayerNorm(4), nn.Conv2d(4, 4, 1, groups=2)])
 def test_modules_that_cannot_be_adapted_are_refused(module: nn.Module) -> None:
     with pytest.raises(BadConfig, match="x.y: a .* cannot take a LoRA"):
-        inject.create({Target("denoiser", "x.y"): module}, 2, 2.0, 0)
+        fresh({Target("denoiser", "x.y"): module}, 2, 2.0, 0)
 
 
 def test_one_layer_equals_peft() -> None:
     peft = pytest.importorskip("peft")
     model = nn.Sequential(nn.Linear(6, 5), nn.Conv2d(3, 4, 3, stride=2, padding=1)).double()
     ours = {Target("denoiser", name): model.get_submodule(name) for name in ("0", "1")}
-    made = inject.create(ours, rank=3, alpha=6.0, seed=0)
+    made = fresh(ours, 3, 6.0, 0)
     for pair in made.values():
         pair.down.data, pair.up.data = pair.down.data.double(), torch.ones_like(pair.up).double() * 0.1
     inputs = {"0": torch.randn(2, 6).double(), "1": torch.randn(2, 3, 8, 8).double()}
@@ -245,12 +254,14 @@ def test_one_layer_equals_peft() -> None:
     theirs = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=6, target_modules=["0", "1"])).double()
     layers = {name: theirs.base_model.model.get_submodule(name) for name in ("0", "1")}
     for name, layer in layers.items():
-        layer.lora_A["default"].weight.data = made[Target("denoiser", name)].down.data
-        layer.lora_B["default"].weight.data = made[Target("denoiser", name)].up.data
+        made_of = made[Target("denoiser", name)]
+        for theirs, ours in ((layer.lora_A["default"], made_of.down), (layer.lora_B["default"], made_of.up)):
+            theirs.weight.data = ours.data.view(theirs.weight.shape)
     for name, layer in layers.items():
         out = layer(inputs[name])
         torch.testing.assert_close(out, outs[name], rtol=1e-12, atol=1e-12)
         out.square().sum().backward()
         pair = made[Target("denoiser", name)]
-        torch.testing.assert_close(layer.lora_A["default"].weight.grad, pair.down.grad, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(layer.lora_B["default"].weight.grad, pair.up.grad, rtol=1e-10, atol=1e-12)
+        for part, ours_of in ((layer.lora_A, pair.down), (layer.lora_B, pair.up)):
+            gradient = part["default"].weight.grad.flatten(1)
+            torch.testing.assert_close(gradient, ours_of.grad, rtol=1e-10, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from train_models import TinyBackend, config, one_thread
 from lorasmith.lora_core.errors import BadValues
 from lorasmith.lora_core.train.cache import Batch
 from lorasmith.lora_core.train.config import TrainConfig
-from lorasmith.lora_core.train.inject import trainable_through
+from lorasmith.lora_core.train.inject import attached, trainable_through
 from lorasmith.lora_core.train.loop import Step, batch_loss, train
 from lorasmith.lora_core.train.objective import Objective
 from lorasmith.lora_core.train.state import LossScale, State
@@ -33,7 +34,7 @@ def steps(
     config: TrainConfig, count: int, backend: TinyBackend | None = None, state: State | None = None
 ) -> list[Step]:
     backend = backend or TinyBackend()
-    objective = Objective(backend.alphas_cumprod, "epsilon")
+    objective = Objective(backend.schedule, config)
     return list(islice(train(backend, batches, objective, config, state), count))
 
 
@@ -113,7 +114,7 @@ def test_nothing_may_be_saved_while_an_optimizer_step_is_under_way(tmp_path: Pat
 
 def test_prior_preservation_adds_the_weighted_mean_of_the_class_pictures(tmp_path: Path) -> None:
     run, backend = config(tmp_path), TinyBackend()
-    objective = Objective(backend.alphas_cumprod, "epsilon")
+    objective = Objective(backend.schedule, run)
     (batch,) = batches(0)
 
     def loss(weights: list[float]) -> float:
@@ -163,10 +164,41 @@ def test_a_hosts_inference_mode_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_adapter_is_a_copy(tmp_path: Path) -> None:
     run, backend = config(tmp_path), TinyBackend()
-    iterator = train(backend, batches, Objective(backend.alphas_cumprod, "epsilon"), run)
+    iterator = train(backend, batches, Objective(backend.schedule, run), run)
     adapter = next(iterator).adapter()
     before = {target: layer.delta() for target, layer in adapter.layers.items()}  # type: ignore[union-attr]
     next(iterator)
     iterator.close()  # type: ignore[attr-defined]
     assert all(torch.equal(before[target], layer.delta()) for target, layer in adapter.layers.items())  # type: ignore[union-attr]
     assert {target.module for target in before} == {"conv", "mix", "out"}
+
+
+def test_the_frozen_models_own_prediction_is_kept(tmp_path: Path) -> None:
+    """Prior preservation without class pictures: no loss before the first step, and less drift with it than without."""
+
+    def drift(weight: float) -> float:
+        run, backend = config(tmp_path, prior_weight=weight, steps=40, learning_rate=3e-2), TinyBackend()
+        objective = Objective(backend.schedule, run)
+        (batch,) = batches(0)
+        kept = replace(batch, prior=backend.encode_text("class"))
+        plain = batch_loss(backend, batch, objective, run, torch.device("cpu"), "train", 0, 0)
+        *_, last = train(backend, lambda _: [kept], objective, run)
+        with attached(backend.modules(), last.state.factors):
+            first = batch_loss(backend, batch, objective, run, torch.device("cpu"), "train", 0, 0)
+            whole = replace(run, prior_weight=1.0)
+            both = batch_loss(backend, kept, objective, whole, torch.device("cpu"), "train", 0, 0)
+        assert float(first) < float(plain)  # it has learnt
+        return float(both - first)
+
+    assert drift(0.0) > 2 * drift(3.0) > 0
+
+
+def test_before_the_first_step_nothing_has_drifted(tmp_path: Path) -> None:
+    run, backend = config(tmp_path), TinyBackend()
+    (batch,) = batches(0)
+    state, objective = State.fresh(backend.modules(), run), Objective(backend.schedule, run)
+    losses = []
+    with attached(backend.modules(), state.factors):
+        for given in (batch, replace(batch, prior=backend.encode_text("class"))):
+            losses.append(batch_loss(backend, given, objective, run, torch.device("cpu"), "train", 0, 0))
+    assert losses[0] == losses[1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lorasmith.lora_core.adapter import Adapter, Target
 from lorasmith.lora_core.train.config import TrainConfig
-from lorasmith.lora_core.train.protocols import Cond, Moments
+from lorasmith.lora_core.train.protocols import Cond, Moments, Schedule
 from lorasmith.lora_core.train.tokenizers import write_vocabulary
 
 WORDS = 514  # the letters' vocabulary: 256 bytes, the same at a word's end, two marks
@@ -51,8 +51,9 @@ def config(tmp: Path, **keys: Any) -> TrainConfig:
 class TinyBackend:
     """Three layers in the place of a model; text is a learnt table over letters, latents are the pixels."""
 
-    architecture, fingerprint, prediction = "sd15", "tiny-1", "epsilon"
+    architecture, fingerprint = "sd15", "tiny-1"
     facts: Mapping[str, str] = {"device": "cpu"}
+    names: Mapping[Target, str] = {}
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, text_encoder: bool = False):
@@ -63,7 +64,7 @@ class TinyBackend:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
             parameter.requires_grad_(False)
         self.text_encoder = text_encoder
-        self.alphas_cumprod = torch.linspace(0.99, 0.01, 50)
+        self.schedule = Schedule("epsilon", torch.linspace(0.99, 0.01, 50))
         self.encoded: list[str] = []  # what the encoders were asked for
 
     @property
@@ -200,27 +201,35 @@ def _original(key: str, table: Mapping[str, str], inner: Mapping[str, str]) -> s
     return key
 
 
-def as_checkpoint(pipeline: Path, file: Path, open_clip: bool = False) -> Path:
-    """Write a pipeline as one file in the original layout."""
-    found: dict[str, Tensor] = {}
+def in_original_layout(pipeline: Path, table: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield a UNet's tensors under a checkpoint's names."""
     for key, tensor in load_file(pipeline / "unet/diffusion_pytorch_model.safetensors").items():
         inner = _RESNET if ".resnets." in key else {}
-        found[f"model.diffusion_model.{_original(key, _UNET, inner)}"] = tensor
+        yield f"model.diffusion_model.{_original(key, table, inner)}", tensor
+
+
+def vae_in_original_layout(pipeline: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield an autoencoder's tensors under a checkpoint's names."""
     for key, tensor in load_file(pipeline / "vae/diffusion_pytorch_model.safetensors").items():
         attention = ".attentions.0." in key
         inner = _VAE_ATTENTION if attention else {"conv_shortcut": "nin_shortcut"}
         wide = tensor[:, :, None, None] if attention and tensor.dim() == 2 else tensor
-        found[f"first_stage_model.{_original(key, _VAE, inner)}"] = wide
+        yield f"first_stage_model.{_original(key, _VAE, inner)}", wide
+
+
+def as_checkpoint(pipeline: Path, file: Path, open_clip: bool = False) -> Path:
+    """Write a pipeline as one file in the original layout."""
+    found = dict(in_original_layout(pipeline, _UNET)) | dict(vae_in_original_layout(pipeline))
     text = {k.removeprefix("text_model."): v for k, v in load_file(pipeline / "text_encoder/model.safetensors").items()}
     text.pop("embeddings.position_ids", None)
     found.update(
-        _open_clip(text) if open_clip else {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
+        open_clip_names(text) if open_clip else {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
     )
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, file)
     return file
 
 
-def _open_clip(text: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def open_clip_names(text: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name text tensors as OpenCLIP does, q, k and v fused."""
     lead, found = "cond_stage_model.model.", {}
     parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}

@@ -120,6 +120,24 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 )
 
 
+VARIANTS = (  # families that grew out of one model, or that no weight tells apart: LoRAs go from one to another
+    frozenset({"flux", "chroma"}),
+    frozenset({"hunyuan-video", "framepack"}),
+    frozenset({"wan21-14b-t2v", "wan21-14b-i2v", "skyreels-v2"}),
+    frozenset({"cosmos-predict2", "anima"}),
+    frozenset({"cogview3plus", "cogview4"}),
+)
+
+
+def related(one: str | None, other: str | None) -> bool:
+    """Tell whether two families are the same, or variants of a model that share LoRAs as far as layers fit.
+
+    >>> related("flux", "chroma"), related("flux", "hunyuan-video")
+    (True, False)
+    """
+    return one == other or any({one, other} <= group for group in VARIANTS)
+
+
 def architecture(id: str) -> Architecture:
     """Return the family of that id.
 

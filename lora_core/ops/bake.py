@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ..adapter import Adapter, Target
 from ..errors import BadConfig, UnsupportedLayer
 from ..layers import Additive, Layer, LoRA
 from .health import refuse_bad_values
 from .lowrank import truncated_matrix
 from .merge import low_rank
+from .provenance import derived
 
 
 def to_lora(adapter: Adapter, rank: int) -> Adapter:
@@ -29,9 +28,8 @@ def to_lora(adapter: Adapter, rank: int) -> Adapter:
     if rank < 1:
         raise BadConfig(f"rank {rank}: give a whole number from 1")
     refuse_bad_values(adapter, adapter.metadata.get("ss_output_name", "the LoRA"))
-    return replace(
-        adapter, layers={target: _approximated(target, layer, rank) for target, layer in adapter.layers.items()}
-    )
+    layers = {target: _approximated(target, layer, rank) for target, layer in adapter.layers.items()}
+    return derived(adapter, layers, {"method": "bake-to-lora", "rank": rank})
 
 
 def _approximated(target: Target, layer: Layer, rank: int) -> Layer:

@@ -1,18 +1,23 @@
-"""Metadata of a result: what is still true of it, and how it came to be."""
+"""Metadata of a result: what is still true of it, and how it came to be.
+
+`Adapter.origin` is a tree. A leaf is a file, `{"file": name, "source": Source}`, or what no file holds,
+`{"made": words}`; above them stand operations, `{"operation": {"method": name, **parameters}, "inputs": [trees]}`.
+`recipe` turns it into the JSON that a written file carries.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..adapter import Adapter, Target
 from ..layers import DoRA, GLoRA, Layer, LoHa, LoKr, LoRA, rank_of
-
-OPERATION = "lorasmith.operation"
+from .lazy import outlines
+from .recipe import RECIPE, Source
 
 # Follow from the family, which all inputs share: kept unless two inputs contradict each other.
 _FAMILY_FACTS = ("ss_base_model_version", "ss_v2", "modelspec.architecture")
@@ -26,9 +31,12 @@ _SHARED_FACTS = (
     "modelspec.resolution",
 )
 # Name or describe one file's bytes or scales, so no new file may carry them on.
-STALE = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_output_name")
+STALE = (
+    *("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "ss_output_name"),
+    RECIPE,
+)
 # Describe one adapter, so a changed copy must not carry them on; a file of the very adapter may.
-_CHANGED = ("ss_network_dim", "ss_network_alpha", OPERATION)
+_CHANGED = ("ss_network_dim", "ss_network_alpha")
 
 
 def derived(source: Adapter, layers: Mapping[Target, Layer], operation: Mapping[str, Any]) -> Adapter:
@@ -40,9 +48,8 @@ def derived(source: Adapter, layers: Mapping[Target, Layer], operation: Mapping[
         operation: what was done, JSON-ready: the key "method" and the parameters.
     """
     kept = {key: value for key, value in source.metadata.items() if key not in (*STALE, *_CHANGED)}
-    metadata = {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
-    origin = {"operation": dict(operation), "inputs": [source.origin]}
-    return replace(source, layers=layers, metadata=metadata, origin=origin)
+    origin = operated([source.origin], operation)
+    return replace(source, layers=layers, metadata={**kept, **dimensions(layers)}, origin=origin)
 
 
 def united(
@@ -68,17 +75,38 @@ def united(
         values = {source.metadata.get(key) for source in sources}
         if key in _FAMILY_FACTS:
             values.discard(None)
-        is_fact = key in _FAMILY_FACTS or key in _SHARED_FACTS or key.startswith("lorasmith.")
+        is_fact = key in _FAMILY_FACTS or key in _SHARED_FACTS or (key.startswith("lorasmith.") and key not in STALE)
         if is_fact and len(values) == 1:
             kept[key] = str(values.pop())
-    metadata = {**kept, **dimensions(layers), OPERATION: json.dumps(operation)}
-    origin = {"operation": dict(operation), "inputs": [source.origin for source in sources]}
-    return Adapter(architecture, layers, metadata, extras, origin)
+    origin = operated([source.origin for source in sources], operation)
+    return Adapter(architecture, layers, {**kept, **dimensions(layers)}, extras, origin)
+
+
+def file_origin(path: str | Path, **others: Any) -> dict[str, Any]:
+    """Return the origin of what is read from a file or folder now; `others` stay in memory, no recipe holds them."""
+    source = Source.of(path)
+    return {"file": source.name, "source": source, **others}
+
+
+def beside(result: Adapter, path: str | Path) -> Adapter:
+    """Return an operation's result that knows of one more input, the last: the file of the base model."""
+    origin = dict(result.origin or {})
+    return replace(result, origin={**origin, "inputs": [*origin.get("inputs", ()), file_origin(path)]})
+
+
+def operated(inputs: Sequence[Mapping[str, Any] | None], operation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the origin of an operation's result; an input of unknown origin is one that was made in memory."""
+    return {"operation": dict(operation), "inputs": [origin or made("in memory") for origin in inputs]}
+
+
+def made(words: str) -> dict[str, Any]:
+    """Return the origin of an adapter that no file holds, such as one that was just trained: `words` say so."""
+    return {"made": words}
 
 
 def dimensions(layers: Mapping[Target, Layer]) -> dict[str, str]:
     """Return `ss_network_dim` and `ss_network_alpha`, "Dynamic" where layers differ (as sd-scripts' resize writes)."""
-    inner = [layer.layer if isinstance(layer, DoRA) else layer for layer in layers.values()]
+    inner = [layer.layer if isinstance(layer, DoRA) else layer for layer in outlines(layers).values()]
     factored = [layer for layer in inner if isinstance(layer, GLoRA | LoHa | LoKr | LoRA) and rank_of(layer)]
     ranks = {str(rank_of(layer)) for layer in factored}
     alphas = {str(round(float(layer.alpha), 6)) for layer in factored}

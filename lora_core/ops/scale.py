@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 from ..adapter import Adapter, Target
 from ..errors import BadConfig, UnsupportedLayer
 from ..layers import Layer
+from .lazy import mapped, subset
 from .provenance import derived
 
 DENOISER = "denoiser"  # the component that is no text encoder
 LARGEST, SMALLEST = 1e6, 1e-6  # size of a strength: far outside any use, far inside what a float32 alpha can hold
 
 
-def scale(adapter: Adapter, strength: float = 1.0, text_encoder: float | None = None) -> Adapter:
+def scale(
+    adapter: Adapter,
+    strength: float = 1.0,
+    text_encoder: float | None = None,
+    blocks: Mapping[str, float] | None = None,
+    block_of: Callable[[Target], str] | None = None,
+) -> Adapter:
     """Return the adapter whose effect at strength 1 is that of the given one at `strength`.
 
-    `text_encoder` is the strength of every component but the denoiser; left out, it is the same. Layers at strength 1
-    are passed on as they are, others through their own `scaled` (a LoRA's alpha carries the factor).
-    Raises BadConfig for a strength that `check_strength` refuses, UnsupportedLayer for a layer that cannot be scaled.
+    Layers at strength 1 are passed on as they are, others through their own `scaled` (a LoRA's alpha carries the
+    factor).
+
+    Args:
+        adapter: what to scale.
+        strength: of every layer.
+        text_encoder: strength of every component but the denoiser; left out, it is the same.
+        blocks: further strengths by the name of a block, which multiply these; 0 leaves the block's layers out.
+        block_of: names the block of a target; needed with `blocks`. A block without a strength has 1.
+
+    Raises:
+        BadConfig: a strength that `check_strength` refuses, or no layer is left.
+        UnsupportedLayer: a layer that cannot be scaled.
     """
     check_strength(strength, text_encoder)
-    layers = {
-        target: scaled(target, layer, strength_at(target, strength, text_encoder))
-        for target, layer in adapter.layers.items()
-    }
-    operation = {"method": "scale", "strength": strength, "text_encoder": text_encoder}
-    return derived(adapter, layers, operation)
+    operation: dict[str, object] = {"method": "scale", "strength": strength, "text_encoder": text_encoder}
+    if not blocks or block_of is None:
+        layers = mapped(adapter.layers, lambda at, layer: scaled(at, layer, strength_at(at, strength, text_encoder)))
+        return derived(adapter, layers, operation)
+    factors = {target: blocks.get(block_of(target), 1.0) for target in adapter.layers}
+    kept = subset(adapter.layers, lambda target: factors[target] != 0)
+    if not kept:
+        raise BadConfig("all layers lie in blocks of strength 0: nothing would be left")
+    strengths = {target: factors[target] * strength_at(target, strength, text_encoder) for target in kept}
+    check_strength(*blocks.values(), *set(strengths.values()))
+    layers = mapped(kept, lambda at, layer: scaled(at, layer, strengths[at]))
+    return derived(adapter, layers, {**operation, "blocks": dict(blocks)})
 
 
 def strength_at(target: Target, strength: float, text_encoder: float | None) -> float:

@@ -17,8 +17,10 @@ from .state import State
 
 # What may differ between a run and its continuation: it changes no weight, or the model's and the data's hashes tell.
 FREE = frozenset(
-    "model data out tokenizer instance_prompt class_data class_prompt device gradient_checkpointing "
-    "checkpoint_every keep validation_prompt sample_every validation_data format report_to".split()
+    "model data out tokenizer revision epochs start_from masks image_column caption_column max_pictures instance_prompt "
+    "class_data class_prompt class_pictures device gradient_checkpointing swap_blocks cache offload_encoders "
+    "deterministic on_out_of_memory checkpoint_every keep validation_prompt negative_prompt sample_every sample_steps "
+    "sample_guidance sample_count validation_data validation_every format report_to push_to_hub".split()
 )
 
 
@@ -50,6 +52,8 @@ class Identity:
 
 def _matters(key: str, config: TrainConfig) -> bool:
     """Say whether a key decides how the run goes on; `steps` does unless the rate is constant."""
+    if key == "class_prompt" and config.prior_from_base:  # then no picture's caption tells it
+        return True
     return key not in FREE and not (key == "steps" and config.scheduler == "constant")
 
 
@@ -76,6 +80,8 @@ def save(folder: Path, state: State, identity: Identity, facts: Mapping[str, Any
     except OSError as error:
         text = f"{folder}: cannot be written ({error.strerror}); free some space or choose another 'out'"
         raise FileProblem(text, file=folder) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # there only where it could not be finished
     for old in steps(folder)[:-keep] if keep else []:
         shutil.rmtree(folder / f"{old:06d}", ignore_errors=True)
     return final
@@ -92,6 +98,7 @@ def restore(folder: Path, state: State, identity: Identity) -> dict[str, Any]:
 
     Raises FileProblem when there is none or it cannot be read, and BadConfig when it belongs to another run.
     """
+    _put_back(folder)
     if not steps(folder):
         raise FileProblem(f"{folder}: holds no state to resume from; train without resuming first", file=folder)
     source = folder / f"{steps(folder)[-1]:06d}"
@@ -105,6 +112,21 @@ def restore(folder: Path, state: State, identity: Identity) -> dict[str, Any]:
         raise FileProblem(text, file=source) from error
     facts: dict[str, Any] = saved["facts"]
     return facts
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the states of later steps, which a run that went back no longer stands for."""
+    for later in steps(folder):
+        if later > step:
+            shutil.rmtree(folder / f"{later:06d}", ignore_errors=True)
+
+
+def _put_back(folder: Path) -> None:
+    """Give a state its name again that was moved aside for a new one of the same step, which then never came."""
+    for aside in folder.glob(".old-*"):
+        final = folder / aside.name.removeprefix(".old-")
+        if not final.exists():
+            aside.rename(final)
 
 
 _KINDS: Mapping[str, type | tuple[type, ...]] = {

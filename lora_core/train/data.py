@@ -1,177 +1,199 @@
-"""A folder of pictures as data: what there is (the manifest), and which step sees what (the plan).
-
-Captions, the first that exists: `cat.txt` beside `cat.png`; the line of `metadata.jsonl` in the folder
-(`{"file_name": "cat.png", "text": "..."}`); `instance_prompt`. Subfolders count, hidden files do not.
-"""
+"""From a configuration to data: what there is (the manifest), and which step sees what (the plan)."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from ..errors import BadDataset
-from . import rng
+from ..errors import BadConfig, BadDataset
+from .captions import captions_of
 from .config import TrainConfig
-from .pictures import SUFFIXES, size_of
+from .huggingface import Row
+from .masks import Masks, open_masks
+from .pictures import Clip, Measure, measure
+from .shapes import Shapes, shapes_of
+from .sources import PLAIN, Entry, Reading, entries
+from .views import CENTER, WINDOWS, Picture, Plan, View, left_out, usable
 
-WINDOWS = 5  # places of a random crop along the long side, ends included: few enough to cache them all
-CENTER = WINDOWS // 2
+__all__ = ["CENTER", "WINDOWS", "Picture", "Plan", "View", "manifest", "plan", "tag_counts", "unseen", "usable"]
 
-
-@dataclass(frozen=True)
-class Picture:
-    """One file of the data set with its caption."""
-
-    path: Path
-    caption: str
-    digest: str  # of the file's bytes
-    size: tuple[int, int]  # width and height in pixels, as displayed
+THREADS = 4  # that read and hash files
 
 
 @dataclass(frozen=True)
-class View:
-    """One way to look at a picture: where the square is cut along the long side, and whether it is mirrored."""
+class Manifest:
+    """The pictures of a data set, and what was left out of it."""
 
-    picture: Picture
-    window: int = CENTER
-    flip: bool = False
-    prior: bool = False  # a class picture, for prior preservation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which views each step sees: a pure function of the step, so that nothing has to be replayed.
-
-    Position p of the endless sequence shows picture `permutation(seed, p // n)[p % n]`. A batch that an epoch's end
-    cuts goes on with the next epoch, so all batches are full and every picture is shown equally often.
-    """
-
-    pictures: Sequence[Picture]
-    priors: Sequence[Picture] = ()
-    batch_size: int = 1
-    accumulate: int = 1
-    seed: int = 0
-    center_crop: bool = True
-    random_flip: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Pictures in one micro-batch, class pictures included."""
-        return self.batch_size * (2 if self.priors else 1)
-
-    def views(self, step: int) -> list[list[View]]:
-        """Return the micro-batches of a step (0-based); class pictures follow the instance pictures in each."""
-        return [self._micro_batch(step * self.accumulate + micro) for micro in range(self.accumulate)]
-
-    def _micro_batch(self, batch: int) -> list[View]:
-        places = range(batch * self.batch_size, (batch + 1) * self.batch_size)
-        shown = [self._view(self.pictures, place, "instance") for place in places]
-        return shown + [self._view(self.priors, place, "class") for place in places if self.priors]
-
-    def _view(self, pictures: Sequence[Picture], place: int, kind: str) -> View:
-        epoch, index = divmod(place, len(pictures))
-        picture = pictures[rng.permutation(len(pictures), self.seed, f"{kind} order", epoch)[index]]
-        fixed = self.center_crop or picture.size[0] == picture.size[1]
-        window = CENTER if fixed else rng.integer(WINDOWS, self.seed, f"{kind} crop", place)
-        flip = self.random_flip and rng.integer(2, self.seed, f"{kind} flip", place) == 1
-        return View(picture, window, flip, kind == "class")
-
-    def digest(self) -> str:
-        """Return a hash of all pictures and captions, in order."""
-        rows = [(p.digest, p.caption) for group in (self.pictures, self.priors) for p in group]
-        return blake2b(json.dumps([len(self.pictures), rows]).encode(), digest_size=16).hexdigest()
+    pictures: list[Picture]
+    warnings: tuple[str, ...] = ()
 
 
 def plan(config: TrainConfig) -> Plan:
-    """Read the folders that a configuration names; raises BadDataset."""
-    pictures = manifest(config.data, config.instance_prompt)
-    priors = [] if config.class_data is None else manifest(config.class_data, config.class_prompt, "class_prompt")
+    """Read the data that a configuration names.
+
+    Raises BadDataset naming the file at fault, and BadConfig for settings that do not go together.
+    """
+    if config.masks is not None and config.frames > 1:
+        raise BadConfig("config: 'masks' are for pictures; leave them out where 'frames' is above 1", key="masks")
+    shapes = shapes_of(config)
+    own = listed(
+        config.data,
+        config.instance_prompt,
+        reading=replace(_reading(config), most=config.max_pictures),
+        masks=open_masks(config.masks),
+        shapes=shapes,
+        skip=config.skip_broken,
+    )
+    priors = _priors(config, shapes)
     return Plan(
-        pictures,
-        priors,
+        own.pictures,
+        priors.pictures,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         seed=config.seed,
         center_crop=config.center_crop,
         random_flip=config.random_flip,
+        shapes=shapes,
+        captions=captions_of(config),
+        frames=config.frames,
+        warnings=(*own.warnings, *priors.warnings),
     )
 
 
-def manifest(folder: str | Path, fallback: str | None = None, key: str = "instance_prompt") -> list[Picture]:
-    """Return the pictures of a folder, by path, with their captions; `fallback` is for those that have none.
+def unseen(config: TrainConfig) -> list[Picture]:
+    """Return the pictures of `validation_data`, with the trigger word in each caption; empty without any.
 
-    `key` is the setting that `fallback` comes from, for messages.
-
-    Raises BadDataset naming the file: no pictures, a picture without caption, an unreadable one, a wrong metadata line.
+    A picture without a file in the folder of masks counts as a whole. Raises BadDataset.
     """
-    listed = _metadata(Path(folder))
-    return [_picture(path, _caption(path, listed.get(path), fallback, key)) for path in _files(Path(folder))]
+    if config.validation_data is None:
+        return []
+    found = listed(
+        config.validation_data,
+        config.instance_prompt,
+        reading=_reading(config, config.validation_data),
+        masks=open_masks(config.masks, required=False),
+        shapes=shapes_of(config),
+        skip=config.skip_broken,
+        trigger=captions_of(config).whole,
+    )
+    return found.pictures
 
 
-def tag_counts(captions: Iterable[str]) -> dict[str, int]:
-    """Return how often each comma-separated part of the captions occurs, the most frequent first.
+def _priors(config: TrainConfig, shapes: Shapes) -> Manifest:
+    if config.class_data is None:
+        return Manifest([])
+    reading = Reading(config.image_column, config.caption_column, config.frames)
+    skip = config.skip_broken
+    return listed(config.class_data, config.class_prompt, "class_prompt", reading, shapes=shapes, skip=skip)
+
+
+def _reading(config: TrainConfig, data: str | None = None) -> Reading:
+    """Return how a folder is read: without the folders inside it that hold something else."""
+    others = (config.out, config.class_data, config.validation_data, config.masks, config.data)
+    out = tuple(Path(other) for other in others if other is not None and other != (data or config.data))
+    return Reading(config.image_column, config.caption_column, config.frames, out)
+
+
+def manifest(data: str | Path, fallback: str | None = None, key: str = "instance_prompt") -> list[Picture]:
+    """Return the pictures of a data set as `listed` does with its defaults."""
+    return listed(data, fallback, key).pictures
+
+
+def listed(
+    data: str | Path,
+    fallback: str | None = None,
+    key: str = "instance_prompt",
+    reading: Reading = PLAIN,
+    masks: Masks | None = None,
+    shapes: Shapes | None = None,
+    skip: bool = False,
+    trigger: Callable[[str], str] = str,
+) -> Manifest:
+    """Return the pictures of a data set, by path, with their captions, sizes and hashes.
+
+    Args:
+        data: what `sources.entries` reads.
+        fallback: caption of pictures that have none.
+        key: the setting that `fallback` comes from, for messages.
+        reading: columns, frames and folders to leave out.
+        masks: where their masks are.
+        shapes: what they will be cut to, for refusing those that are too small.
+        skip: leave out pictures whose file cannot be read, and say so in the warnings, instead of raising.
+        trigger: what each caption passes through.
+
+    Raises BadDataset naming the file: no pictures, a picture without caption or mask, an unreadable one, a wrong line
+    of metadata.
+    """
+    found = entries(data, reading)
+    captions = [tuple(map(trigger, _captions(entry, fallback, key))) for entry in found]
+    with ThreadPoolExecutor(THREADS) as pool:
+        facts = list(pool.map(partial(_measured, reading=reading, shapes=shapes, skip=skip), found))
+    broken = [fact for fact in facts if isinstance(fact, BadDataset)]
+    pictures = [
+        _picture(entry, texts, fact, masks, reading.frames)
+        for entry, texts, fact in zip(found, captions, facts, strict=True)
+        if not isinstance(fact, BadDataset)
+    ]
+    if not pictures:
+        raise broken[0]
+    return Manifest(pictures, tuple(left_out(error.message) for error in broken))
+
+
+def _measured(entry: Entry, reading: Reading, shapes: Shapes | None, skip: bool) -> Measure | BadDataset:
+    """Return what a file says of itself; with `skip` the error, for one that cannot be used."""
+    try:
+        found = measure(entry.source)
+        _refuse_small(entry, found.size, shapes)
+        if found.length < reading.frames:
+            line = f"{entry.path}: has {found.length} frames, but 'frames' is {reading.frames}; give a longer clip"
+            raise BadDataset(line, file=entry.path)
+    except BadDataset as error:
+        if skip:
+            return error
+        raise
+    return found
+
+
+def _refuse_small(entry: Entry, size: tuple[int, int], shapes: Shapes | None) -> None:
+    if shapes is not None and shapes.buckets and not shapes.upscale and min(size) < shapes.step:
+        what = f"{size[0]} x {size[1]} is smaller than 'bucket_step' {shapes.step}"
+        raise BadDataset(f"{entry.path}: {what}; set 'bucket_upscale', or remove it", file=entry.path)
+
+
+def _picture(entry: Entry, captions: Sequence[str], facts: Measure, masks: Masks | None, frames: int) -> Picture:
+    return Picture(
+        entry.path,
+        captions[0],
+        facts.digest,
+        facts.size,
+        further=tuple(captions[1:]),
+        repeats=entry.repeats,
+        mask=None if masks is None else masks.find(entry.source, entry.name),
+        length=facts.length if frames > 1 else 1,
+        inside=None if isinstance(entry.source, Path) else entry.source,
+    )
+
+
+def _captions(entry: Entry, fallback: str | None, key: str) -> tuple[str, ...]:
+    if entry.captions:
+        return entry.captions
+    if fallback is None:
+        stem = entry.path.name if isinstance(entry.source, Clip) else entry.path.stem
+        ways = f"write {stem}.txt beside it, list it in metadata.jsonl, or set {key!r}"
+        ways = f"set 'caption_column', or {key!r}" if isinstance(entry.source, Row) else ways
+        raise BadDataset(f"{entry.path}: no caption; {ways}", file=entry.path)
+    return (fallback,)
+
+
+def tag_counts(captions: Iterable[str], separator: str = ",") -> dict[str, int]:
+    """Return how often each part of the captions occurs between separators, the most frequent first.
 
     >>> tag_counts(["cat, red", "cat"])
     {'cat': 2, 'red': 1}
     """
-    return dict(Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()).most_common())
-
-
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise BadDataset(f"{folder}: no such folder; give a folder of pictures", file=folder)
-    inside = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    shown = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    if not shown:
-        raise BadDataset(f"{folder}: no pictures; put {', '.join(SUFFIXES)} files in it", file=folder)
-    return sorted(shown, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def _picture(path: Path, caption: str) -> Picture:
-    size = size_of(path)
-    return Picture(path, caption, blake2b(path.read_bytes(), digest_size=16).hexdigest(), size)
-
-
-def _caption(path: Path, listed: str | None, fallback: str | None, key: str) -> str:
-    beside = path.with_suffix(".txt")
-    if beside.is_file():
-        return " ".join(_text(beside).split())
-    caption = fallback if listed is None else listed
-    if caption is None:
-        ways = f"write {beside.name} beside it, list it in metadata.jsonl, or set {key!r}"
-        raise BadDataset(f"{path}: no caption; {ways}", file=path)
-    return caption
-
-
-def _metadata(folder: Path) -> Mapping[Path, str]:
-    """Return the captions of `metadata.jsonl` by picture; empty without that file."""
-    source = folder / "metadata.jsonl"
-    lines = _text(source).splitlines() if source.is_file() else []
-    return dict(_entry(source, number, line) for number, line in enumerate(lines, 1) if line.strip())
-
-
-def _entry(source: Path, number: int, line: str) -> tuple[Path, str]:
-    try:
-        entry: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadDataset(f"{source}, line {number}: not JSON ({error})", file=source) from error
-    name, text = (entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text"))
-    if not isinstance(name, str) or not isinstance(text, str):
-        shape = '{"file_name": "cat.png", "text": "a photo of a cat"}'
-        raise BadDataset(f"{source}, line {number}: a line must look like {shape}", file=source)
-    path = source.parent / name
-    if not path.is_file():
-        raise BadDataset(f"{source}, line {number}: {name!r} is not in the folder; remove the line", file=source)
-    return path, text
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadDataset(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8", file=path) from error
+    tags = (tag.strip() for caption in captions for tag in caption.split(separator))
+    return dict(Counter(tag for tag in tags if tag).most_common())

@@ -1,9 +1,10 @@
-"""The trainer's backend over diffusers models: Stable Diffusion 1.x, 2.x and SDXL."""
+"""The trainer's backend over diffusers models: one for all families, which differ in their tables alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -12,36 +13,45 @@ from torch import Tensor, nn
 
 from ..adapter import Target
 from ..errors import BadConfig, WrongArchitecture
-from . import rng
 from .config import TrainConfig
-from .diffusers_load import Parts, components, libraries, load
+from .diffusers_load import load
+from .families import Encoder, Family, Input, Parts
+from .families.schedules import schedule_of
+from .lean import lean
+from .placement import cast, move, move_all
+from .previews import draw
 from .protocols import Cond, Moments
-from .targets import DENOISER, TEXT_ENCODER, select
+from .storage import store, weights
+from .targets import choose, select
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Names = Mapping[str, Mapping[str, Target]]  # component -> module name in diffusers -> target
-GUIDANCE = 7.5
-SAMPLING_STEPS = 25
-TOKENS = 77  # that CLIP reads of a caption, both end marks included
+EXACT = ("time_ids",)  # conditioning that stays float32: sizes in pixels, which half precision rounds
 
 
 class DiffusersBackend:
     """A loaded model; satisfies `protocols.Backend`, and is its own denoiser."""
 
     def __init__(self, parts: Parts, config: TrainConfig, names: Names):
-        """Freeze the parts, move them to the device, and choose the modules to adapt."""
-        self.parts, self.config = parts, config
+        """Freeze the parts and choose the modules to adapt; each part moves to the device when it is first used."""
+        self.parts, self.family, self.config = parts, parts.family, config
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.precision, self.device)
-        self.architecture, self.fingerprint = parts.architecture, fingerprint(parts.unet)
-        self.prediction = _prediction(parts.scheduler.config.prediction_type, config.objective)
-        self.alphas_cumprod: Tensor = parts.scheduler.alphas_cumprod.float()
+        self.architecture, self.fingerprint = parts.architecture, fingerprint(parts.denoiser)
+        self.schedule = schedule_of(self.family, parts.scheduler, config.objective)
+        self._trained = trained_encoders(parts, config)
+        self._check_size(config.resolution, "'resolution'")
         self._chosen = self._choose(names)
-        for model in (parts.vae, parts.unet, *parts.text_encoders.values()):
-            dtype = torch.float32 if model is parts.vae else self.dtype  # some autoencoders overflow in half precision
-            nn.Module.to(model, self.device, dtype).requires_grad_(False).eval()
+        self.names = {target: name for table in names.values() for name, target in table.items()}
+        self._drawn: dict[str, Cond] = {}  # the previews' embeddings, while no text encoder is trained
+        for model in (parts.denoiser, *parts.text_encoders.values()):
+            cast(model, self.dtype)
+        cast(parts.vae, torch.float32)  # some autoencoders overflow in half precision
+        for model in (parts.denoiser, parts.vae, *parts.text_encoders.values()):
+            model.requires_grad_(False).eval()
+        store(parts.denoiser, self.blocks(), config.quantize, config.swap_blocks)
 
     @property
     def denoiser(self) -> DiffusersBackend:
@@ -51,117 +61,138 @@ class DiffusersBackend:
     @property
     def facts(self) -> Mapping[str, str]:
         """Device and precision as resolved."""
-        return {"device": str(self.device), "precision": str(self.dtype).removeprefix("torch.")}
+        said = {"device": str(self.device), "precision": str(self.dtype).removeprefix("torch.")}
+        return {**said, "quantize": self.config.quantize, "swap_blocks": str(self.config.swap_blocks)}
 
     def modules(self) -> Mapping[Target, nn.Module]:
         """Return the modules that the configuration's `targets` and `text_encoder` choose."""
         return self._chosen
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the denoiser's repeated blocks, in the order in which they are called."""
+        found: list[nn.Module] = []
+        for name in self.family.blocks:
+            part = getattr(self.parts.denoiser, name)
+            found += part if isinstance(part, nn.ModuleList) else [part]
+        return found
+
+    def weights(self, module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return a module's weight and bias in the dtype and on the device of `like`, however they are kept."""
+        return weights(module, like)
+
     def __call__(self, noisy: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Return the UNet's raw prediction; captions given as token ids pass through the text encoders first."""
-        given = self._encode(cond) if "tokens" in cond else cond
-        extra = {}
-        if self.architecture == "sdxl":
-            extra = {"text_embeds": given["pooled"].to(self.dtype), "time_ids": cond["time_ids"].to(self.dtype)}
-        context = given["context"].to(self.dtype)
-        unet = self.parts.unet
-        return unet(noisy.to(self.dtype), t, context, added_cond_kwargs=extra, return_dict=False)[0]  # type: ignore[no-any-return]
+        """Return the prediction; captions given as token ids pass through the text encoders first."""
+        move(self.parts.denoiser, self.device)
+        given = self._ready(cond)
+        if self._trained:
+            move_all(self._trained.values(), self.device)
+            given = self._ready({**given, **self.family.embed(self.parts, given)})
+        config = self.config
+        seen = Input(noisy.to(self.device, self.dtype), t.to(self.device), given, config.guidance, self.parts.settings)
+        return self.family.predict(self.parts.denoiser, seen)
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Switch gradient checkpointing on for the run, if configured."""
-        models = (self.parts.unet, *self.parts.text_encoders.values()) if self.config.gradient_checkpointing else ()
-        for model in models:
-            _checkpointing(model, True)
+        """Let the frozen layers keep less for the run, and switch gradient checkpointing on, if configured."""
+        if self.config.gradient_checkpointing in (True, "on"):
+            self.checkpointing(True)
         try:
-            yield
+            with lean(self.parts.denoiser, *self._trained.values()):
+                yield
         finally:
-            for model in models:
-                _checkpointing(model, False)
+            self.checkpointing(False)
+
+    def checkpointing(self, on: bool) -> None:
+        """Switch gradient checkpointing of the denoiser and of the trained text encoders."""
+        for model in (self.parts.denoiser, *self._trained.values()):
+            _checkpointing(model, on)
 
     def encode_image(self, pixels: Tensor) -> Moments:
-        """Encode one picture, (3, H, W) in [-1, 1], into the denoiser's latent scale."""
+        """Encode one picture, (3, H, W) in [-1, 1], or one video, (3, frames, H, W), into the denoiser's latent scale.
+
+        Raises BadConfig when the sides do not fit the family.
+        """
+        for side in pixels.shape[-2:]:
+            self._check_size(side, "a picture's side")
+        move(self.parts.vae, self.device)
         with torch.no_grad():
-            found = self.parts.vae.encode(pixels[None].to(self.device)).latent_dist
-        factor, shift = self.parts.vae.config.scaling_factor, self.parts.vae.config.get("shift_factor") or 0.0
-        return Moments((found.mean[0].cpu() - shift) * factor, found.std[0].cpu() * factor)
+            found = self.family.latents(self.parts.vae, pixels[None].to(self.device))
+        return Moments(found.mean.float().cpu(), found.std.float().cpu())
 
     def encode_text(self, caption: str) -> Cond:
-        """Return a caption's embeddings, or its token ids while the text encoder is under training."""
-        tokens = {"tokens": torch.stack([self._tokens(name, caption) for name in self.parts.tokenizers])[None]}
-        if self.config.text_encoder:
-            return tokens
+        """Return a caption's embeddings; while text encoders are trained, token ids in the place of what they give."""
+        move_all(self.parts.text_encoders.values(), self.device)
         with torch.no_grad():
-            return self._encode(tokens)
+            prepared = self.family.prepare(self.parts, caption)
+            return prepared if self._trained else self.family.embed(self.parts, prepared)
 
     def cuts(self, caption: str) -> bool:
-        """Say whether a caption is longer than the text encoders read."""
-        found = self.parts.tokenizers.values()
-        return any(len(t(caption, truncation=True, max_length=TOKENS + 1).input_ids) > TOKENS for t in found)
+        """Say whether a caption is longer than any of the text encoders reads."""
+        encoders = [encoder for encoder in self.family.encoders if encoder.component in self.parts.tokenizers]
+        return all(self._tokens(encoder, caption) > encoder.tokens for encoder in encoders)
+
+    def _tokens(self, encoder: Encoder, caption: str) -> int:
+        tokenizer = self.parts.tokenizers[encoder.component]
+        return len(tokenizer(caption, truncation=True, max_length=encoder.tokens + 1).input_ids)
+
+    def offload(self) -> None:
+        """Take autoencoder and untrained text encoders off the device, as configured; they come back when needed."""
+        if self.config.offload_encoders:
+            for prompt in (*self.config.prompts, self.config.negative_prompt) if self.config.sample_every else ():
+                self._embedded(prompt)
+            trained = set(self._trained)
+            away = [model for name, model in self.parts.text_encoders.items() if name not in trained]
+            move_all((self.parts.vae, *away), torch.device("cpu"))
+
+    def reload(self) -> None:
+        """Bring autoencoder and text encoders back to the device."""
+        move_all((self.parts.vae, *self.parts.text_encoders.values()), self.device)
 
     def sample(self, prompt: str, seed: int) -> Image:
-        """Draw a picture by DPM-Solver++ (arXiv 2211.01095) on Karras sigmas (arXiv 2206.00364) with guidance 7.5."""
-        side = self.config.resolution // self._downscale()
-        shape = (1, self.parts.unet.config.in_channels, side, side)
-        with torch.no_grad():
-            cond = self._guided(prompt)
-            solver = _solver(self.parts.scheduler, self.prediction, self.device)
-            latents = rng.normal(shape, seed, "preview").to(self.device) * solver.init_noise_sigma
-            for t in solver.timesteps:
-                doubled = solver.scale_model_input(torch.cat([latents] * 2), t)
-                without, given = self(doubled, t.expand(2).to(self.device), cond).float().chunk(2)
-                latents = solver.step(without + GUIDANCE * (given - without), t, latents, return_dict=False)[0]
-            return self._decode(latents)
+        """Draw a picture with the model as it is now, from private randomness, in diffusers' own pipeline."""
+        move_all((self.parts.denoiser, self.parts.vae), self.device)
+        given, without = self._embedded(prompt), self._embedded(self.config.negative_prompt)
+        return draw(self.parts, self.config, self.schedule, given, without, seed)
+
+    def _embedded(self, prompt: str) -> Cond:
+        """Return a prompt's embeddings, on the device, computed once unless a text encoder is trained."""
+        found = self._drawn.get(prompt)
+        if found is None:
+            found = self.encode_text(prompt)
+            if self._trained:
+                with torch.no_grad():
+                    return self._ready({**found, **self.family.embed(self.parts, self._ready(found))})
+            self._drawn[prompt] = {name: tensor.cpu() for name, tensor in found.items()}
+        return self._ready(found)
+
+    def _ready(self, cond: Cond) -> dict[str, Tensor]:
+        """Return conditioning on the device, in the denoiser's dtype."""
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() and name not in EXACT else None)
+            for name, tensor in cond.items()
+        }
 
     def _choose(self, names: Names) -> dict[Target, nn.Module]:
-        config, parts = self.config, self.parts
-        found = _named("denoiser", select(parts.unet, DENOISER[config.targets]), names)
-        for component, model in parts.text_encoders.items() if config.text_encoder else ():
-            modules = select(model, TEXT_ENCODER[config.targets])
-            plain = {f"text_model.{name.removeprefix('text_model.')}": part for name, part in modules.items()}
-            found.update(_named(component, plain, names))
+        models = {"denoiser": self.parts.denoiser, **self._trained}
+        presets = {"denoiser": partial(preset_layers, self.family)}
+        chosen = choose(models, self.config.targets, self.config.exclude, presets)
+        found: dict[Target, nn.Module] = {}
+        for component, modules in chosen.items():
+            found.update(_named(component, modules, names))
         return found
 
-    def _tokens(self, component: str, caption: str) -> Tensor:
-        found: Tensor = self.parts.tokenizers[component](
-            caption, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
-        ).input_ids[0]
-        return found
-
-    def _encode(self, cond: Cond) -> Cond:
-        """Run the text encoders; SDXL joins both encoders' last but one layers and adds the second's pooled output."""
-        models, tokens = self.parts.text_encoders, cond["tokens"].to(self.device)  # (B, encoders, 77)
-        both = len(models) > 1
-        outputs = [m(tokens[:, i], output_hidden_states=both) for i, m in enumerate(models.values())]
-        if not both:
-            return {"context": outputs[0].last_hidden_state}
-        context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        return {"context": context, "pooled": outputs[-1].text_embeds}
-
-    def _guided(self, prompt: str) -> dict[str, Tensor]:
-        """Return the empty caption's conditioning followed by the prompt's."""
-        pair = [self.encode_text(text) for text in ("", prompt)]
-        cond = {name: torch.cat([one[name] for one in pair]).to(self.device) for name in pair[0]}
-        side = float(self.config.resolution)
-        return {**cond, "time_ids": torch.tensor([[side, side, 0, 0, side, side]] * 2, device=self.device)}
-
-    def _decode(self, latents: Tensor) -> Image:
-        from PIL import Image
-
-        vae = self.parts.vae
-        scaled = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        pixels = vae.decode(scaled, return_dict=False)[0][0].float().cpu()
-        levels = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return Image.fromarray(levels.permute(1, 2, 0).numpy())
-
-    def _downscale(self) -> int:
-        return int(2 ** (len(self.parts.vae.config.block_out_channels) - 1))
+    def _check_size(self, side: int, what: str) -> None:
+        multiple = self.family.multiple
+        if side % multiple:
+            text = f"config: {what} is {side}; for {self.family.name} it must be a multiple of {multiple}"
+            raise BadConfig(text, key="resolution")
 
 
 def open_backend(config: TrainConfig, names_of: Any) -> DiffusersBackend:
     """Load a configuration's model; `names_of(architecture, component)` gives diffusers module name -> Target."""
-    parts = load(config.model, config.tokenizer)
-    wanted = ("denoiser", *components(parts.architecture))
+    dtype = choose_dtype(config.precision, choose_device(config.device))
+    parts = load(config.model, config.tokenizer, dtype, config.family)
+    wanted = ("denoiser", *(encoder.component for encoder in parts.family.encoders if encoder.clip))
     return DiffusersBackend(parts, config, {name: names_of(parts.architecture, name) for name in wanted})
 
 
@@ -169,14 +200,12 @@ def choose_device(word: str) -> torch.device:
     """Return the device for "auto" or a name; raises BadConfig for one that is not there."""
     if word == "auto":
         mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+        word = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
-        device = torch.device(word)
-        torch.empty(1, device=device)
+        return torch.empty(1, device=torch.device(word)).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BadConfig(f"config: 'device' is {word!r} ({reason}); 'auto' takes what is there", key="device") from error
-    return device
 
 
 def choose_dtype(word: str, device: torch.device) -> torch.dtype:
@@ -190,37 +219,46 @@ def choose_dtype(word: str, device: torch.device) -> torch.dtype:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's names, shapes and 64 values of each tensor: quick, and another for each tune."""
+    """Return a hash of a model's names, shapes and 64 values of each tensor: quick, and another for each tune.
+
+    The values are rounded to bf16, so that the precision a model is loaded in makes no other model of it.
+    """
     digest = blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)][:64].float().cpu()
+        some = flat[:: max(1, flat.numel() // 64)][:64].to(torch.bfloat16).float().cpu()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + some.numpy().tobytes())
     return digest.hexdigest()
 
 
+def trained_encoders(parts: Parts, config: TrainConfig) -> dict[str, Any]:
+    """Return the text encoders to adapt, by component; raises BadConfig where the family has none that may be."""
+    if not config.text_encoder:
+        return {}
+    names = [encoder.component for encoder in parts.family.encoders if encoder.clip]
+    if not names:
+        text = f"config: 'text_encoder' is for CLIP, which {parts.family.name} does not have; leave it out"
+        raise BadConfig(text, key="text_encoder")
+    return {name: parts.text_encoders[name] for name in names}
+
+
+def preset_layers(family: Family, model: nn.Module, word: str) -> dict[str, nn.Module]:
+    """Return a denoiser's layers of a preset, by name; all but "all" mean the repeated blocks alone.
+
+    Grouped convolutions, which no adapter of ours fits, are never among them.
+    """
+    inside = tuple(f"{name}." for name in family.blocks) if word != "all" else ("",)
+    found = select(model, family.endings(word)).items()
+    return {name: part for name, part in found if name.startswith(inside) and getattr(part, "groups", 1) == 1}
+
+
 def _named(component: str, modules: Mapping[str, nn.Module], names: Names) -> dict[Target, nn.Module]:
+    if component != "denoiser":  # with and without this part, by version of transformers
+        modules = {f"text_model.{name.removeprefix('text_model.')}": module for name, module in modules.items()}
     unknown = [name for name in modules if name not in names[component]]
     if unknown:
         raise WrongArchitecture(f"{component}: no name for its layer {unknown[0]!r}; choose narrower 'targets'")
     return {names[component][name]: module for name, module in modules.items()}
-
-
-def _prediction(word: str, asked: str) -> str:
-    """Return what the model predicts: what is asked for, else what its scheduler says."""
-    if asked != "auto":
-        return asked
-    if word not in ("epsilon", "v_prediction"):
-        raise WrongArchitecture(f"the model predicts {word!r}; set 'objective' to 'epsilon' or 'v_prediction'")
-    return word
-
-
-def _solver(scheduler: Any, prediction: str, device: torch.device) -> Any:
-    solver = libraries()[0].DPMSolverMultistepScheduler.from_config(
-        scheduler.config, use_karras_sigmas=True, algorithm_type="dpmsolver++", prediction_type=prediction
-    )
-    solver.set_timesteps(SAMPLING_STEPS, device=device)
-    return solver
 
 
 def _checkpointing(model: Any, on: bool) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import torch
 
 from ..adapter import Adapter
 from ..errors import BadConfig, FileProblem, LorasmithError
-from . import checkpoint
-from .cache import Batch, Cache
+from . import checkpoint, class_pictures
+from .cache import Batch, open_cache
 from .config import TrainConfig
-from .data import Picture, manifest, plan, tag_counts
+from .data import Picture, View, plan, tag_counts, unseen, usable
 from .inject import Weights, weights_like
 from .loop import Step, train
 from .objective import Objective
@@ -34,7 +33,7 @@ Cuts = Callable[[str], bool]  # says whether a caption is longer than the model 
 class Event:
     """One thing that happened; `data()` is a line of the log."""
 
-    event: str  # start | step | sample | checkpoint | warning | done | stopped | error
+    event: str  # class_picture | start | step | sample | checkpoint | warning | done | stopped | error
     step: int  # finished steps
     steps: int
     loss: float | None = None
@@ -69,15 +68,22 @@ def run(
     stop: Stop = never,
     weights: Weights = weights_like,
     cuts: Cuts = reads_all,
+    start: Adapter | None = None,
 ) -> Iterator[Event]:
     """Train as configured and yield events; each is also a line of `OUT/log.jsonl`.
 
     The run ends early, after the step in hand and with everything saved, when `stop()` returns True, when a file
     `OUT/stop` appears (it is removed), when the iterator is closed, or on an error; then `resume` goes on bit for bit.
-    Captions that `cuts` says True to are warned of. No file is replaced or removed that the run did not write.
+    Captions that `cuts` says True to are warned of. `start` is an adapter to go on from, its layers in the pieces that
+    the backend's modules have. No file is replaced or removed that the run did not write.
     Raises LorasmithError for input that is at fault; once the run has begun, after an "error" event.
     """
-    job = _Job(config, backend, write, weights, cuts)
+    for path in class_pictures.make(config, backend.sample):
+        yield Event("class_picture", 0, config.steps, path=str(path))
+        if stop():
+            yield Event("stopped", 0, config.steps, message="class pictures are still missing; start again to go on")
+            return
+    job = _Job(config, backend, write, weights, cuts, start)
     job.prepare(resume)
     events = job.events(stop)
     try:
@@ -98,16 +104,25 @@ def run(
 class _Job:
     """One run's parts, and the few acts it is made of."""
 
-    def __init__(self, config: TrainConfig, backend: Backend, write: Write, weights: Weights, cuts: Cuts):
+    def __init__(
+        self,
+        config: TrainConfig,
+        backend: Backend,
+        write: Write,
+        weights: Weights,
+        cuts: Cuts,
+        start: Adapter | None = None,
+    ):
         self.config, self.backend, self.write, self.weights, self.cuts = config, backend, write, weights, cuts
         self.out = Path(config.out)
         self.result = self.out / f"{config.name}.safetensors"
         self.plan = plan(config)
-        self.cache = Cache(backend, config.resolution)
-        self.objective = Objective(backend.alphas_cumprod, backend.prediction, config.min_snr_gamma)
+        self.cache = open_cache(config, backend)
+        self.objective = Objective(backend.schedule, config)
         self.validation = self._validation()
         self.identity = checkpoint.Identity(config, backend.fingerprint, self.plan.digest())
-        self.state = State.fresh(backend.denoiser.modules(), config, backend.device, backend.dtype)
+        modules, place = backend.denoiser.modules(), (backend.device, backend.dtype)
+        self.state = State.fresh(modules, config, *place, weights, backend.names, start)
         self.facts: dict[str, Any] = {}  # what survives a resume beside the state
         self.saved = 0  # step of the last save
 
@@ -115,7 +130,7 @@ class _Job:
         config = self.config
         if config.validation_data is None:
             return None
-        pictures = manifest(config.validation_data, config.instance_prompt)
+        pictures = unseen(config)
         return Validation(pictures, self.cache, self.backend.denoiser, self.objective, config)
 
     def prepare(self, resume: bool) -> None:
@@ -175,22 +190,28 @@ class _Job:
         """Return an event at the step in hand."""
         return Event(kind, self.state.step, self.config.steps, **fields)
 
+    @property
+    def prior(self) -> str | None:
+        """The caption for which the frozen model's own predictions are kept."""
+        return (self.config.class_prompt or "") if self.config.prior_from_base else None
+
     def batches(self, index: int) -> list[Batch]:
         """Return the micro-batches of a step (0-based)."""
         config, rows = self.config, self.plan.rows
         return [
-            self.cache.batch(views, config.seed, "train", index, micro * rows, config.prior_weight)
+            self.cache.batch(views, config.seed, "train", index, micro * rows, config.prior_weight, self.prior)
             for micro, views in enumerate(self.plan.views(index))
         ]
 
     def start(self, stop: Stop) -> Iterator[Event]:
         """Encode an epoch, so that a bad file ends the run before it has begun, and say what is going to happen."""
-        small = [picture for picture in self.plan.pictures if min(picture.size) < self.config.resolution]
-        cut = [picture for picture in self.plan.pictures if self.cuts(picture.caption)]
         self.fill(stop)
+        small = self.plan.enlarged()
+        cut = [picture for picture in self.plan.pictures if self.cuts(picture.caption)]
         if self.validation is not None and "validation_loss_before" not in self.facts:
             self.facts["validation_loss_before"] = self.validation.loss(self.state.device)
         yield self.event("start", path=str(self.result), more=self.described())
+        yield from (self.event("warning", message=text) for text in self.plan.warnings)
         if small:
             text = f"{len(small)} pictures are smaller than 'resolution' and are enlarged: {_first(small)}"
             yield self.event("warning", message=text)
@@ -212,14 +233,13 @@ class _Job:
 
     def fill(self, stop: Stop) -> None:
         """Encode each picture as its next epoch shows it; other crops and mirrorings follow when they are drawn."""
-        per_step = self.config.batch_size * self.config.accumulate
-        count = math.ceil(max(len(self.plan.pictures), len(self.plan.priors)) / per_step)
-        for index in range(self.state.step, min(self.state.step + count, self.config.steps)):
-            for view in (view for views in self.plan.views(index) for view in views):
-                if stop():
-                    return
-                self.cache.moments(view)
-                self.cache.cond(view.picture.caption)
+        if self.config.skip_broken:
+            self.plan = self.cache.sound(self.plan, self.config.steps)
+        if self.config.skip_broken and self.validation is not None:
+            broken = self.cache.fill(map(View, self.validation.pictures), skip=True)
+            self.validation = replace(self.validation, pictures=usable(self.validation.pictures, broken))
+        steps = self.plan.epoch(self.state.step, self.config.steps)
+        self.cache.fill(self.plan.drawn(steps), stop, further=() if self.prior is None else (self.prior,))
 
     def stepped(self, step: Step) -> Event:
         """Return the step's event."""
@@ -248,7 +268,8 @@ class _Job:
             return
         path = self._preview(step)
         path.parent.mkdir(exist_ok=True)
-        self.backend.sample(config.validation_prompt, config.seed).save(path)
+        with self.state.as_saved():
+            self.backend.sample(config.validation_prompt, config.seed).save(path)
         yield self.event("sample", path=str(path))
 
     def checkpointed(self) -> Iterator[Event]:
@@ -272,7 +293,8 @@ class _Job:
         """Return the loss on unseen pictures, before and now; empty without any."""
         if self.validation is None:
             return {}
-        now = self.validation.loss(self.state.device)
+        with self.state.as_saved():
+            now = self.validation.loss(self.state.device)
         return {"validation_loss_before": self.facts["validation_loss_before"], "validation_loss": now}
 
     def save(self) -> None:
@@ -293,7 +315,7 @@ class _Job:
             "lorasmith.pictures": str(len(self.plan.pictures)),
             "lorasmith.loss": repr(self.facts.get("loss")),
             "lorasmith.model": self.backend.fingerprint,
-            "lorasmith.tags": json.dumps(tag_counts([picture.caption for picture in self.plan.pictures])),
+            "lorasmith.tags": json.dumps(tag_counts(self.plan.spoken(), self.config.caption_separator)),
         }
         self.write(self.state.adapter(self.backend.architecture), path, facts)
 

@@ -1,11 +1,9 @@
-"""LoRA layers on a live model: made, attached to module instances, and taken off again without a trace."""
+"""Trained layers on a live model: attached to module instances, and taken off again without a trace."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,65 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import Target
-from ..errors import BadConfig
-from ..layers import LoRA
-from . import rng
-from .functions import AdaptedConv2d, AdaptedLinear, Geometry
+from .dropout import Dropout
+from .kinds import Site, Trained
+from .operations import operation_of
 
 Weights = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]  # (module, input) -> (weight, bias)
-
-
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """The trainable half of one adapted module; the effect is `alpha / rank * up @ down`."""
-
-    down: nn.Parameter  # (rank, in, *kernel) float32
-    up: nn.Parameter  # (out, rank, *ones) float32
-    alpha: float
-
-    @property
-    def scale(self) -> float:
-        """The factor `alpha / rank`."""
-        return self.alpha / self.down.shape[0]
-
-    def layer(self) -> LoRA:
-        """Return a copy on the CPU that training does not change any more."""
-        down, up = (tensor.detach().cpu().clone() for tensor in (self.down, self.up))
-        return LoRA(down, up, self.alpha)
-
-
-def create(
-    modules: Mapping[Target, nn.Module], rank: int, alpha: float, seed: int, device: torch.device | None = None
-) -> dict[Target, Factors]:
-    """Return fresh factors for every module: down uniform in `+-1/sqrt(fan in)`, up zero, so the effect starts at none.
-
-    The values are what `kaiming_uniform_(a=sqrt(5))` draws from, keyed by seed and target: adding or removing targets
-    leaves the others' start as it was. Raises BadConfig for a module that cannot be adapted.
-    """
-    return {target: _factors(target, module, rank, alpha, seed, device) for target, module in modules.items()}
-
-
-def _factors(
-    target: Target, module: nn.Module, rank: int, alpha: float, seed: int, device: torch.device | None
-) -> Factors:
-    inner, outer = _shapes(target, module, rank)
-    place = device or next(module.parameters()).device
-    noise = torch.rand(inner, generator=rng.generator(seed, "init", target.component, target.module))
-    bound = 1 / math.sqrt(math.prod(inner[1:]))
-    with torch.inference_mode(False):
-        down = nn.Parameter(((2 * noise - 1) * bound).to(place))
-        up = nn.Parameter(torch.zeros(outer, device=place))
-    return Factors(down, up, alpha)
-
-
-def _shapes(target: Target, module: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of down and up."""
-    if isinstance(module, nn.Linear):
-        return (rank, module.in_features), (module.out_features, rank)
-    if isinstance(module, nn.Conv2d) and module.groups == 1:
-        return (rank, module.in_channels, *module.kernel_size), (module.out_channels, rank, 1, 1)
-    kind = type(module).__name__
-    raise BadConfig(f"{target.module}: a {kind} cannot take a LoRA; choose targets that are Linear or plain Conv2d")
 
 
 def weights_like(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -84,52 +28,68 @@ def weights_like(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None
 
 @contextmanager
 def attached(
-    modules: Mapping[Target, nn.Module], factors: Mapping[Target, Factors], weights: Weights = weights_like
+    modules: Mapping[Target, nn.Module],
+    factors: Mapping[Target, Trained],
+    weights: Weights = weights_like,
+    dropout: Dropout | None = None,
 ) -> Iterator[None]:
-    """Let the modules compute `base(x) + scale * up(down(x))` inside the block, and as before after it.
+    """Let the modules compute with their trained layers inside the block, and as before after it.
 
     Only the instances' `forward` is replaced: classes, parameters and module tree stay as they are. `weights` says
     where a module's weight comes from; a host that casts, dequantises or streams weights passes its own. Raises
     RuntimeError when a module is adapted already.
     """
     with ExitStack() as stack:
-        for target, pair in factors.items():
-            stack.enter_context(_replaced_forward(modules[target], pair, weights))
+        for target, trained in factors.items():
+            module = modules[target]
+            operation, widths, mode = operation_of(module)
+            site = Site(target, operation, partial(weights, module), dropout or Dropout())
+            stack.enter_context(replaced_forward(module, _Adapted(_adapted, trained, site, widths, mode)))
         yield
 
 
-class _Adapted(partial[Tensor]):
+class Replaced(partial[Tensor]):
     """A replaced forward, told apart from a host's own by its type."""
+
+    before: Any = None  # the instance's own forward that it stands for, if there was one
+
+
+class _Adapted(Replaced):
+    """The forward of an adapted module."""
 
 
 @contextmanager
-def _replaced_forward(module: nn.Module, pair: Factors, weights: Weights) -> Iterator[None]:
-    before = module.__dict__.get("forward")
-    if isinstance(before, _Adapted):
-        raise RuntimeError("this module is adapted already; leave the first 'attached' block before entering another")
-    forward = _conv_forward if isinstance(module, nn.Conv2d) else _linear_forward
-    module.__dict__["forward"] = _Adapted(forward, module, pair, partial(weights, module))
+def replaced_forward(module: nn.Module, forward: Replaced) -> Iterator[None]:
+    """Let one module instance compute with another forward in the block; raises RuntimeError when it does already."""
+    forward.before = module.__dict__.get("forward")
+    if isinstance(forward.before, type(forward)):
+        raise RuntimeError("this module is adapted already; leave the first such block before entering another")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
         del module.__dict__["forward"]
-        if before is not None:
-            module.__dict__["forward"] = before
+        if forward.before is not None:
+            module.__dict__["forward"] = forward.before
 
 
-def _linear_forward(module: nn.Module, pair: Factors, fetch: Any, x: Tensor) -> Tensor:
-    result: Tensor = AdaptedLinear.apply(x, pair.down, pair.up, pair.scale, fetch)  # type: ignore[no-untyped-call]
-    return result
+@contextmanager
+def switched_off(modules: Mapping[Target, nn.Module]) -> Iterator[None]:
+    """Let adapted modules compute as if they were not adapted inside the block, and as adapted again after it."""
+    adapted = [module for module in modules.values() if isinstance(module.__dict__.get("forward"), _Adapted)]
+    forwards = [module.__dict__.pop("forward") for module in adapted]
+    for module, forward in zip(adapted, forwards, strict=True):
+        if forward.before is not None:
+            module.__dict__["forward"] = forward.before
+    try:
+        yield
+    finally:
+        for module, forward in zip(adapted, forwards, strict=True):
+            module.__dict__["forward"] = forward
 
 
-def _conv_forward(module: nn.Conv2d, pair: Factors, fetch: Any, x: Tensor) -> Tensor:
-    padding = module.padding
-    if isinstance(padding, str) or module.padding_mode != "zeros":
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), (0, 0)
-    how = Geometry(module.stride, padding, module.dilation)  # type: ignore[arg-type]
-    result: Tensor = AdaptedConv2d.apply(x, pair.down, pair.up, pair.scale, fetch, how)  # type: ignore[no-untyped-call]
-    return result
+def _adapted(trained: Trained, site: Site, widths: tuple[int, ...], mode: str, x: Tensor) -> Tensor:
+    return trained.output(site, F.pad(x, widths, mode=mode) if widths else x)
 
 
 @contextmanager

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter
 from ..errors import BadValues
-from . import rng
+from . import noise, timesteps
 from .cache import Batch
 from .config import TrainConfig
-from .inject import Weights, attached, weights_like
+from .inject import Weights, attached, switched_off, weights_like
 from .objective import Objective
-from .protocols import Denoiser
-from .schedule import rate_factor
+from .protocols import Cond, Denoiser
+from .schedule import rate_at
 from .state import State
+from .world import World
 
 Batches = Callable[[int], Sequence[Batch]]  # step (0-based) -> its micro-batches; a pure function
 
@@ -33,6 +34,7 @@ class Step:
     lr: float  # the denoiser's rate in this step
     norm: float  # of the gradients before clipping
     seconds: float
+    names: Sequence[str]  # of its pictures, for messages
     state: State  # live: changes when the iteration goes on
 
     def adapter(self) -> Adapter:
@@ -47,34 +49,40 @@ def train(
     config: TrainConfig,
     state: State | None = None,
     weights: Weights = weights_like,
+    world: World = World(),  # noqa: B008: frozen
 ) -> Iterator[Step]:
     """Train and yield after every optimizer step; stop iterating to stop training.
 
     `state` goes on from where it stands. `weights` is the host's way to a frozen weight (see `inject.attached`). The
-    layers are detached when the iterator ends, is closed, or fails. Raises BadValues when a loss or gradient is not
-    finite, before that step has changed anything.
+    layers are detached when the iterator ends, is closed, or fails. In a `world` of several processes each is given its
+    own batches, and all take the same step. Raises BadValues when a loss or gradient is not finite, before that step
+    has changed anything.
     """
     modules = denoiser.modules()
     state = State.fresh(modules, config) if state is None else state
-    with attached(modules, state.factors, weights):
+    with attached(modules, state.factors, weights, state.dropout):
         while state.step < config.steps:
-            yield _step(denoiser, batches, objective, config, state)
+            yield _step(denoiser, batches, objective, config, state, world)
 
 
-def _step(denoiser: Denoiser, batches: Batches, objective: Objective, config: TrainConfig, state: State) -> Step:
+def _step(
+    denoiser: Denoiser, batches: Batches, objective: Objective, config: TrainConfig, state: State, world: World
+) -> Step:
     began, index, row, losses, names = time.perf_counter(), state.step, 0, [], list[str]()
-    rate = state.set_rate(rate_factor(config.scheduler, index, config.steps, config.warmup))
+    rate = state.set_rate(rate_at(config, index))
 
     with torch.inference_mode(False), torch.enable_grad():  # a host's thread may be in inference mode
         micro_batches = batches(index)
         for batch in micro_batches:
-            loss = batch_loss(denoiser, batch, objective, config, state.device, "train", index, row)
-            (loss * (state.scale.factor / len(micro_batches))).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-            names += batch.names
-            row += len(batch.names)
+            share = 1 / len(micro_batches) if batch.share is None else batch.share
+            with state.dropout.at(index, row if batch.rows is None else batch.rows[0]):
+                loss = batch_loss(denoiser, batch, objective, config, state.device, "train", index, row)
+                (loss * (state.scale.factor * share)).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach() * share)
+            names += (name for name in batch.names if name not in names)
+            row += len(batch.latents)
 
-        mean = torch.stack(losses).double().mean().item()  # the only wait for the device in a step
+        mean = _together(world, state, losses)
         if not math.isfinite(mean):
             raise BadValues(_diverged(index + 1, f"the loss is {mean}", names), step=index + 1)
         norm = _clip(state, config.max_grad_norm)
@@ -85,7 +93,19 @@ def _step(denoiser: Denoiser, batches: Batches, objective: Objective, config: Tr
         else:
             raise BadValues(_diverged(index + 1, "the gradients are not finite", names), step=index + 1)
 
-    return Step(index + 1, mean, rate, norm, time.perf_counter() - began, state)
+    return Step(index + 1, mean, rate, norm, time.perf_counter() - began, names, state)
+
+
+def _together(world: World, state: State, losses: Sequence[Tensor]) -> float:
+    """Return the step's loss, and average it and the gradients over all processes; the only wait for the device."""
+    if world.size == 1:
+        return math.fsum(torch.stack(list(losses)).tolist())
+    for parameter in state.parameters():
+        if parameter.grad is None:  # a layer that was dropped here and not elsewhere
+            parameter.grad = torch.zeros_like(parameter)
+    total = torch.stack(list(losses)).sum()
+    world.average([total, *(parameter.grad for parameter in state.parameters() if parameter.grad is not None)])
+    return float(total)
 
 
 def batch_loss(
@@ -100,24 +120,58 @@ def batch_loss(
 ) -> Tensor:
     """Return a micro-batch's loss; noise and timesteps are drawn by (seed, purpose, step, position in the step).
 
-    The draws belong to positions, not to batches: 4 micro-batches of 1 see what 1 batch of 4 sees.
+    The draws belong to positions, not to batches: 4 micro-batches of 1 see what 1 batch of 4 sees. `row` is the first
+    one's, where the batch does not say all of them.
     """
-    rows = range(row, row + len(batch.latents))
-    shape = batch.latents.shape[1:]
-    noise = torch.stack([_noise(shape, config, purpose, step, r) for r in rows]).to(device)
-    t = torch.tensor([rng.integer(objective.timesteps, config.seed, f"{purpose} timestep", step, r) for r in rows])
-    clean, t = batch.latents.to(device), t.to(device)
+    rows = range(row, row + len(batch.latents)) if batch.rows is None else batch.rows
+    seen = _seen(batch, objective, config, device, purpose, step, rows)
     cond = {name: tensor.to(device) for name, tensor in batch.cond.items()}
-    predicted = denoiser(objective.noisy(clean, noise, t), t, cond)
-    return (objective.losses(predicted, clean, noise, t) * batch.weights.to(device)).sum()
+    mask = None if batch.mask is None else batch.mask.to(device)
+    losses = objective.losses(denoiser(seen.noisy, seen.t, cond), seen.clean, seen.noise, seen.t, mask)
+    loss = (losses * batch.weights.to(device)).sum()
+    if batch.prior is None:
+        return loss
+    return loss + config.prior_weight * _drift(denoiser, seen, batch.prior, objective)
 
 
-def _noise(shape: torch.Size, config: TrainConfig, purpose: str, step: int, row: int) -> Tensor:
-    """Return noise (C, h, w); the offset is a constant per channel (N. Guttenberg, "Diffusion with offset noise")."""
-    noise = rng.normal(shape, config.seed, f"{purpose} noise", step, row)
-    if config.noise_offset:
-        noise += config.noise_offset * rng.normal((shape[0], 1, 1), config.seed, f"{purpose} offset", step, row)
-    return noise
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a batch shows the model."""
+
+    clean: Tensor  # (B, C, ..., h, w)
+    noise: Tensor  # that the target is made of
+    noisy: Tensor  # the model's input
+    t: Tensor  # (B,)
+
+
+def _seen(
+    batch: Batch,
+    objective: Objective,
+    config: TrainConfig,
+    device: torch.device,
+    purpose: str,
+    step: int,
+    rows: Sequence[int],
+) -> _Seen:
+    shape = batch.latents.shape[1:]
+    drawn = [noise.draw(shape, config, purpose, step, r) for r in rows]
+    given = [noise.perturbed(one, config, purpose, step, r) for one, r in zip(drawn, rows, strict=True)]
+    t = torch.stack([timesteps.draw(objective, shape, purpose, step, r) for r in rows]).to(device)
+    clean = batch.latents.to(device)
+    noisy = objective.noisy(clean, torch.stack(given).to(device), t)
+    return _Seen(clean, torch.stack(drawn).to(device), noisy, t)
+
+
+def _drift(denoiser: Denoiser, seen: _Seen, cond: Cond, objective: Objective) -> Tensor:
+    """Return how far the adapter moves the model's prediction for other conditioning: the mean squared difference.
+
+    Prior preservation without class pictures: the frozen model is the teacher, on the same noisy latents.
+    """
+    given = {name: tensor.to(seen.clean.device) for name, tensor in cond.items()}
+    with torch.no_grad(), switched_off(denoiser.modules()):
+        wanted = denoiser(seen.noisy, seen.t, given).float()
+    found = denoiser(seen.noisy, seen.t, given).float()
+    return ((found - wanted).square().flatten(1).mean(1) * objective.weight(seen.t)).mean()
 
 
 def _clip(state: State, max_norm: float) -> float:

@@ -24,8 +24,24 @@ Cond = Mapping[
 class Moments:
     """The autoencoder's distribution over one picture's latents, already in the denoiser's scale."""
 
-    mean: Tensor  # (C, h, w) float32, CPU
-    std: Tensor  # (C, h, w); zeros where an encoder gives no distribution
+    mean: Tensor  # (C, h, w) float32, CPU; of video (C, frames, h, w)
+    std: Tensor  # the same shape; zeros where an encoder gives no distribution
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """How a model family adds noise, and how its timesteps are drawn where the configuration does not say.
+
+    Two kinds. Discrete diffusion: `alphas_cumprod` holds T values, a timestep is a whole number in `[0, T)`. Flow
+    matching: `alphas_cumprod` is None, `x_t = (1 - s) x0 + s e` for s in (0, 1], and the timestep is `1000 s`.
+    """
+
+    prediction: str  # "epsilon" | "v_prediction" | "flow" (the velocity e - x0)
+    alphas_cumprod: Tensor | None = None  # (T,) float32
+    timesteps: str = "uniform"  # density: one of the configuration's words for 'timesteps' but "auto"
+    shift: float = 1.0  # of flow models: s becomes shift s / (1 + (shift - 1) s)
+    tokens: Mapping[str, float] | None = None  # shift by resolution: base_seq_len, max_seq_len, base_shift, max_shift
+    patch: int = 1  # latent pixels along a token's side, for counting tokens
 
 
 class Denoiser(Protocol):
@@ -35,7 +51,10 @@ class Denoiser(Protocol):
         """Return what is to be adapted."""
 
     def __call__(self, noisy: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Return the raw prediction (B, C, h, w) in the model's own parametrisation, differentiable."""
+        """Return the raw prediction, in noisy's shape and the model's own parametrisation, differentiable.
+
+        `t` is (B,): the timesteps as `Schedule` counts them, whole numbers or float32.
+        """
 
 
 class Backend(Protocol):
@@ -50,6 +69,10 @@ class Backend(Protocol):
         """Family id, as adapters carry it."""
 
     @property
+    def names(self) -> Mapping[Target, str]:
+        """The adapted modules' names as the configuration's patterns mean them, where they are not the targets' own."""
+
+    @property
     def fingerprint(self) -> str:
         """A hash that differs between models; part of cache keys and of what a resumed run must match."""
 
@@ -62,12 +85,8 @@ class Backend(Protocol):
         """What the denoiser computes in; its weights may be stored narrower."""
 
     @property
-    def alphas_cumprod(self) -> Tensor:
-        """The noise schedule, (T,) float32."""
-
-    @property
-    def prediction(self) -> str:
-        """What the model predicts: "epsilon" or "v_prediction"."""
+    def schedule(self) -> Schedule:
+        """How noise is added, and what the model predicts."""
 
     @property
     def facts(self) -> Mapping[str, str]:
