@@ -32,14 +32,27 @@ CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 # What pip says -> what that means and what helps; the first that fits is told.
 CAUSES = (
     (r"No space left|Errno 28", "the disk is full", "free some space and run the same command again"),
-    (r"Read-only file system|Permission denied|Errno 13|WinError 5", "the environment cannot be written",
-     "run it from a copy in a folder of your own"),
-    (r"name resolution|getaddrinfo|NewConnectionError|Network is unreachable|Max retries|timed out|ConnectionError"
-     r"|ProxyError|SSLError", "the package index cannot be reached", "connect, then run the same command again"),
-    (r"externally-managed", "this Python does not let packages be installed",
-     "leave out --here, or make an environment with 'python -m venv'"),
-    (r"No matching distribution found for (?P<name>\S+)", "a package has no build for this Python and machine",
-     "use Python 3.10 to 3.13 on 64-bit Linux, macOS or Windows"),
+    (
+        r"Read-only file system|Permission denied|Errno 13|WinError 5",
+        "the environment cannot be written",
+        "run it from a copy in a folder of your own",
+    ),
+    (
+        r"name resolution|getaddrinfo|NewConnectionError|Network is unreachable|Max retries|timed out|ConnectionError"
+        r"|ProxyError|SSLError",
+        "the package index cannot be reached",
+        "connect, then run the same command again",
+    ),
+    (
+        r"externally-managed",
+        "this Python does not let packages be installed",
+        "leave out --here, or make an environment with 'python -m venv'",
+    ),
+    (
+        r"No matching distribution found for (?P<name>\S+)",
+        "a package has no build for this Python and machine",
+        "use Python 3.10 to 3.13 on 64-bit Linux, macOS or Windows",
+    ),
 )
 
 

@@ -3,8 +3,10 @@
     python benchmarks/files.py [--megabytes 500] [--rounds 3] [--keep FOLDER]
 
 Each command runs as a process of its own, as a person starts it. CPU and wall seconds, medians over rounds, less those
-of an interpreter that imports torch, which all of them need; the copy is flushed to the disk as the results are. Peak
-memory is that of the process less that of one that imports torch.
+of an interpreter that imports torch, which all of them need; the copy is flushed to the disk as the results are, and
+one run of each takes turns with the other. Peak memory is that of the process less that of one that imports torch: of
+all pages, those of mapped files included (the sources; the system takes them back when it needs them), and of the
+process's own alone (from /proc, every 10 ms; 0 where there is none).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +40,44 @@ class Run:
 
     seconds: float  # of the CPU, all threads together
     wall: float
-    memory: float  # MB
+    memory: float  # MB, with the pages of mapped files
+    own: float  # MB, without
 
 
 def run(*command: str) -> Run:
     """Run a command, and return its times and peak memory. Raises CalledProcessError."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    pid, own = 0, 0.0
+    while not pid:
+        own = max(own, own_memory(process.pid))
+        time.sleep(0.01)
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - began, usage.ru_maxrss / 1024)
+    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - began, usage.ru_maxrss / 1024, own)
 
 
-def median(command: list[str], rounds: int, out: Path) -> Run:
-    """Return the median of several runs, each of which writes `out` anew."""
-    found = []
+def own_memory(pid: int) -> float:
+    """Return the MB of a running process that no file backs; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:")), 0.0)
+
+
+def medians(commands: list[tuple[list[str], Path]], rounds: int) -> list[Run]:
+    """Return the medians of several runs of each command, which take turns; each writes its file anew."""
+    found: list[list[Run]] = [[] for _ in commands]
     for _ in range(rounds):
-        out.unlink(missing_ok=True)
-        found.append(run(*command))
-    seconds, wall = (
-        statistics.median(times) for times in zip(*((one.seconds, one.wall) for one in found), strict=True)
-    )
-    return Run(seconds, wall, max(one.memory for one in found))
+        for runs, (command, out) in zip(found, commands, strict=True):
+            out.unlink(missing_ok=True)
+            runs.append(run(*command))
+    return [
+        Run(*(statistics.median(getattr(one, item.name) for one in runs) for item in fields(Run))) for runs in found
+    ]
 
 
 def alias_root() -> None:
@@ -116,7 +132,7 @@ def main() -> None:
 def compare(sources: list[Path], out: Path, rounds: int) -> None:
     """Time the copy and the verbs."""
     first, second, whole = map(str, sources)
-    idle = median([sys.executable, "-c", IDLE], rounds, out)
+    idle = medians([([sys.executable, "-c", IDLE], out)], rounds)[0]
     verbs = {
         "convert": ["convert", whole, str(out), "--to", "diffusers"],
         "scale": ["scale", whole, str(out), "--strength", "0.7"],
@@ -124,18 +140,18 @@ def compare(sources: list[Path], out: Path, rounds: int) -> None:
         "merge fp32": ["merge", str(out), f"{first}@0.7", second],
     }
     print(f"{torch.get_num_threads()} threads; an interpreter with torch: {idle.seconds:.2f} s, {idle.memory:.0f} MB")
+    copied = out.with_name("copied.safetensors")
     for name, call in verbs.items():
-        found = median([sys.executable, str(ROOT), *call], rounds, out)
+        copying = [sys.executable, "-c", COPY, str(out), str(copied)]
+        found, copy = medians([([sys.executable, str(ROOT), *call], out), (copying, copied)], rounds)
         size = out.stat().st_size / 1e6
-        copied = out.with_name("copied.safetensors")
-        copy = median([sys.executable, "-c", COPY, str(out), str(copied)], rounds, copied)
         seconds, plain = found.seconds - idle.seconds, copy.seconds - idle.seconds
         wall, plain_wall = found.wall - idle.wall, copy.wall - idle.wall
-        memory = (found.memory - idle.memory) * 1.048576
+        memory, own = (found.memory - idle.memory) * 1.048576, (found.own - idle.own) * 1.048576
         print(
             f"{name}: {size:.0f} MB in {seconds:.2f} CPU s, read and written alone {plain:.2f}, ratio "
             f"{seconds / plain:.2f}; wall {wall:.2f} s, alone {plain_wall:.2f}, ratio {wall / plain_wall:.2f}; "
-            f"peak memory {memory:.0f} MB, {memory / size:.2f} of the output"
+            f"peak memory {own:.0f} MB, {own / size:.2f} of the output, with mapped files {memory / size:.2f}"
         )
 
 

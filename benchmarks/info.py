@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from merge import ROOT, alias_root
+from checkout import ROOT, alias_root
 
 LAYOUTS = (
     *("kohya_sd15_lora_te", "kohya_sdxl_lora", "kohya_flux_lora_te", "aitoolkit_flux_lora"),

@@ -24,20 +24,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from checkout import alias_root
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
 STRENGTHS = (0.8, 0.6, -0.4)
-
-
-def alias_root() -> None:
-    """Make this checkout importable as `lorasmith`, whatever its folder is called."""
-    spec = importlib.util.spec_from_file_location(
-        "lorasmith", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules["lorasmith"] = module
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
 
 
 def adapter(seed: int, rank: int) -> Any:

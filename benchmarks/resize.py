@@ -24,18 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def alias_root() -> None:
-    """Make this checkout importable as `lorasmith`, whatever its folder is called."""
-    spec = importlib.util.spec_from_file_location(
-        "lorasmith", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules["lorasmith"] = module
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+from checkout import alias_root
 
 
 def adapter(rank: int, conv: bool) -> Any:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from merge import alias_root
+from checkout import alias_root
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d

@@ -73,9 +73,9 @@ def inputs(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     return latents, torch.randn(args.batch, 77, CONTEXT_FULL if args.full else CONTEXT, generator=generator)
 
 
-def ours(args: argparse.Namespace) -> Step:
-    """Return this trainer's step."""
-    model = unet(args)
+def ours(args: argparse.Namespace, given: Any = None) -> Step:
+    """Return this trainer's step, on a UNet that is given or made."""
+    model = unet(args) if given is None else given
 
     class Denoiser:
         def modules(self) -> dict[Target, torch.nn.Module]:

@@ -81,6 +81,8 @@ def _scale(verb: Parser, formats: str) -> None:
 
 def _train(verb: Parser) -> None:
     verb.add_argument("--resume", action="store_true", help="go on where the run ended")
+    verb.add_argument("--plan", action="store_true", help="measure one step, say what the run will need, and end")
+    verb.add_argument("--json", action="store_true", help="--plan: as JSON")
     verb.add_argument("--events", metavar="FILE", help="add one JSON object a line to FILE; '-' is stdout")
 
 

@@ -19,7 +19,7 @@ def arguments(verb: ArgumentParser, formats: str) -> None:
     verb.add_argument("--rank", type=int, metavar="N", help="of each layer; default 32 (lokr: whole factors)")
     verb.add_argument("--energy", type=float, metavar="E", help="lora: share of the squares of singular values to keep")
     verb.add_argument("--conv-rank", type=int, metavar="N", help="rank of convolutions (1x1 aside); default as --rank")
-    verb.add_argument("--vectors", action="store_true", help="norms and biases too, as full differences")
+    verb.add_argument("--vectors", action="store_true", help="norms, biases, embeddings too; few hosts read them")
     verb.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, mps")
     verb.add_argument("--to", metavar="FORMAT", default="kohya", help=f"default: kohya; else one of: {formats}")
 
@@ -53,7 +53,7 @@ def stored(result: Extraction, options: Namespace) -> dict[str, Any]:
 def left_out(result: Extraction) -> dict[str, Any]:
     """Return, and say, how much of the difference no layer was made for."""
     if result.vectors:
-        note(f"{result.vectors} norms and biases differ and were left out (--vectors takes them)")
+        note(f"{result.vectors} norms, biases and embeddings differ and were left out (--vectors takes them)")
     if result.rounding:
         note(f"{result.rounding} weights differ by rounding alone and got no layer")
     if result.left_out:

@@ -62,25 +62,18 @@ def merge(options: Namespace) -> int:
     from ..convert import load
     from ..convert.formats import WRITABLE
     from ..convert.regroup import alike
+    from ..lora_core import store
 
     check_output(options)
     parts = [part_of(text) for text in options.FILE]
-    refuse_an_input(options.OUT, [name for name, _, _ in parts])
-    sources = [load(name) for name, _, _ in parts]
+    store.refuse_inputs(options.OUT, [name for name, _, _ in parts])
+    sources = [load(name, mapped=True) for name, _, _ in parts]
     order = ordered(weighted(sources, alike([source.adapter for source in sources]), parts), options)
     first = sources[0].match.format
     format = options.to or (first if first in WRITABLE else "kohya")
     return said(
         f"merged {len(parts)} adapters,", written(fitted(order, format, options), order, format, options), options
     )
-
-
-def refuse_an_input(out: str, names: list[str]) -> None:
-    """Raise FileProblem where the result would replace one of its own inputs, even with --force."""
-    from ..lora_core.errors import FileProblem
-
-    if any(os.path.exists(name) and os.path.exists(out) and os.path.samefile(out, name) for name in names):
-        raise FileProblem(f"{out}: is an input too; choose another name for the result", file=out)
 
 
 def weighted(
@@ -140,9 +133,11 @@ def base_weights(path: str, adapters: list[Weighted]) -> Any:
 def fitted(order: Order, format: str, options: Namespace) -> Adapter:
     """Return the merged adapter, made to fit the size that was asked for."""
     from ..convert.sizes import resized_to_fit
+    from ..lora_core.dtypes import dtype_named
     from ..lora_core.ops.provenance import beside
 
-    result = order.result()
+    early = options.size is None and order.method == "exact"  # rounded layer by layer, never all of it in float32
+    result = order.result(dtype_named(options.dtype) if early else None)
     if options.base:
         result = beside(result, options.base)
     if options.size is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ def redo(options: Namespace) -> int:
     from ..convert.redo import read_recipe, redo
     from ..lora_core import store
     from ..lora_core.adapter import Adapter
-    from ..lora_core.errors import FileProblem
 
     path = Path(options.RECIPE)
     options.OUT = options.OUT or f"{path.stem}-redone.safetensors"
@@ -40,8 +38,7 @@ def redo(options: Namespace) -> int:
         store.refuse_existing(options.OUT)
     recipe = read_recipe(path)
     made = redo(recipe, [path.parent, Path(), *options.folders])
-    if os.path.exists(options.OUT) and any(os.path.samefile(options.OUT, one) for one in made.inputs):
-        raise FileProblem(f"{options.OUT}: is one of the inputs; give the result another name", file=options.OUT)
+    store.refuse_inputs(options.OUT, [options.RECIPE, *made.inputs])
     options.dtype = made.dtype
     if not isinstance(made.adapter, Adapter):
         return model_again(made.adapter(Path(options.OUT), options.force), options)
@@ -74,6 +71,8 @@ def model_again(baked: Baked, options: Namespace) -> int:
 
 def again(adapter: Adapter, format: str | Match, recipe: Recipe, options: Namespace) -> dict[str, Any]:
     """Write what was made again and return its facts; "identical" tells whether its tensors are the first result's."""
+    import torch
+
     from ..convert import load
     from ..convert.blocks import namer
     from ..convert.files import store_plan
@@ -86,7 +85,8 @@ def again(adapter: Adapter, format: str | Match, recipe: Recipe, options: Namesp
         facts = facts_about(proof.adapter, store_plan(proof.plan, options.force), proof.match.format, None)
         per_block = dict.fromkeys(map(namer(proof.adapter), proof.adapter.layers), 0.0)
         return {**facts, "relative_error": 0.0, "per_block": per_block, "identical": True}
-    note(f"warning: the first result was made with torch {recipe.torch}, whose rounding may differ")
+    if recipe.torch != torch.__version__:
+        note(f"warning: the first result was made with torch {recipe.torch}, whose rounding may differ")
     if options.RECIPE.lower().endswith(".json"):
         facts = facts_about(proof.adapter, store_plan(proof.plan, options.force), proof.match.format, None)
         return {**facts, "identical": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -17,20 +18,41 @@ def train(options: Namespace) -> int:
     """Train a LoRA as CONFIG, a JSON file, says."""
     from ..lora_core.errors import LorasmithError
 
+    if options.plan:
+        return planned(options)
+    leads = os.environ.get("RANK", "0") == "0"
+    if not leads:  # of several processes the first one speaks
+        options.events = None
     with events_to(options.events) as emit, stop_signals() as asked:
         last: Mapping[str, Any] = {"event": "", "step": 0, "steps": 0}
         try:
             for last in events(options, lambda: bool(asked)):
                 emit(last)
-                progress(last)
+                if leads:
+                    progress(last)
         except LorasmithError as error:
             if last["event"] != "error":
                 emit({**last, "event": "error", "message": error.message, "error": error.details()})
             raise
-    if options.events != "-":
+    if options.events != "-" and leads:
         how = "trained" if last["event"] == "done" else "stopped after"
         print(f"{how} {last['step']} of {last['steps']} steps: {last['path']}")
     return 128 + signal.SIGINT if signal.SIGINT in asked else 0
+
+
+def planned(options: Namespace) -> int:
+    """Say what the run will need, measured on one step."""
+    from ..convert import training
+    from ..lora_core.train import TrainConfig, budget
+
+    config = TrainConfig.from_json(options.CONFIG)
+    found, decided = training.needed(config)
+    settings = decided.to_json()
+    if options.json:
+        print(json_text({**found.data(), "switches": budget.advice(found, settings)}))
+    for line in () if options.json else budget.text(found, settings):
+        print(line)
+    return 0
 
 
 def events(options: Namespace, stop: Callable[[], bool]) -> Iterator[Mapping[str, Any]]:

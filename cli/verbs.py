@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..lora_core.ops.merge import Weighted
     from ..lora_core.ops.report import Report
 
+INPUTS = ("IN", "BASE", "TUNED")  # arguments that name a file to read
 ROUNDING = 3e-7  # relative; a few times float32's unit of 6e-8
 
 
@@ -57,10 +58,12 @@ def facts_of(file: str, options: Namespace) -> dict[str, Any]:
 def convert(options: Namespace) -> int:
     """Write a LoRA in another program's key format, and check that it still does the same."""
     from ..convert import load
+    from ..lora_core.ops.health import refuse_bad_values
     from ..lora_core.ops.merge import Weighted
 
     check_output(options)
-    source = load(options.IN)
+    source = load(options.IN, mapped=True)
+    refuse_bad_values(source.adapter, options.IN)
     result = baked(source.adapter, options)
     if options.trust:
         return said("converted", written_unproved(result, options), options)
@@ -80,10 +83,12 @@ def baked(adapter: Adapter, options: Namespace) -> Adapter:
 def scale(options: Namespace) -> int:
     """Write a LoRA whose effect at strength 1 is that of the given one at another strength, of all or some blocks."""
     from ..convert import load, selection
+    from ..lora_core.ops.health import refuse_bad_values
     from .blocks import strengths_of
 
     check_output(options)
-    source = load(options.IN)
+    source = load(options.IN, mapped=True)
+    refuse_bad_values(source.adapter, options.IN)
     blocks = strengths_of(source.adapter, options.block)
     result = selection.scaled(source.adapter, options.strength, options.text_encoder, blocks)
     wanted = selection.weighted(source.adapter, options.strength, options.text_encoder, blocks)
@@ -109,6 +114,7 @@ def check_output(options: Namespace) -> None:
     from ..lora_core.adapter import Adapter
 
     tensors_for(Adapter(None, {}), options.to or "kohya", options.dtype)  # an adapter of no layers fits all there is
+    store.refuse_inputs(options.OUT, [vars(options)[name] for name in INPUTS if name in options])
     if not options.force:
         store.refuse_existing(options.OUT)
 

@@ -78,8 +78,7 @@ def bake(
 
 
 def _refuse_output(out: Path, inputs: Sequence[str | Path], folder: bool, overwrite: bool) -> None:
-    if any(os.path.exists(out) and os.path.exists(one) and os.path.samefile(out, one) for one in inputs):
-        raise FileProblem(f"{out}: is one of the inputs; give the result another name", file=out)
+    store.refuse_inputs(out, inputs)
     if folder and out.exists():
         raise FileProblem(f"{out}: already exists; name a new folder for the model", file=out)
     if not overwrite:

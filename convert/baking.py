@@ -83,8 +83,12 @@ class Oven:
             return result
         changed = self._changed(key, stored.double())
         result = changed.to(dtype)
+        if not finite(stored):
+            path = self.checkpoint.path
+            raise BadValues(f"{path.name}: {key!r} holds NaN or infinity; take a sound checkpoint", file=path)
         if not finite(result):
-            raise BadValues(f"{key}: becomes larger than {dtype} holds; choose bf16 or fp32, or a smaller strength")
+            name = str(dtype).removeprefix("torch.")
+            raise BadValues(f"{key}: becomes larger than {name} holds; choose bf16 or fp32, or a smaller strength")
         self._note(key, stored, changed, result)
         return result
 

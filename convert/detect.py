@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ..lora_core.adapter import Target
@@ -83,7 +83,7 @@ def detect(shapes: Shapes, metadata: Mapping[str, str] | None = None, file: str 
             f"{name}: holds no tensors, so there is no LoRA in it. Download or save it again", file=file
         )
     positions = _positions(metadata)
-    found = _known(shapes, positions)
+    found = _known(tuple(shapes), frozenset(positions.items()))
     if not found or all(map(_models_own, next(iter(found.values())).values())):
         raise _stranger(shapes, file)
     fits = tuple(id for id in found if not conflicts(keymap(id), found[id], shapes)) or tuple(found)
@@ -135,19 +135,32 @@ def _models_own(place: Place) -> bool:
     return place.role in ("value", "value_b") and place.spelling.suffixes in MODELS_OWN
 
 
-def _known(shapes: Shapes, positions: Mapping[str, frozenset[str]]) -> dict[str, dict[str, Place]]:
+@lru_cache(maxsize=4)  # a result is read back under its source's keys, and files are merged that have the same
+def _known(keys: tuple[str, ...], positions: frozenset[tuple[str, frozenset[str]]]) -> Mapping[str, dict[str, Place]]:
     """Return the families that know the most keys, and what they know; tables that cannot win are not built."""
-    most, found = 1, dict[str, dict[str, Place]]()
-    for id, at_most in promising(shapes):
+    most, found, counted = 1, dict[str, dict[str, Place]](), dict(positions)
+    for id, at_most in promising(keys):
         if at_most < most:
             break
-        places = {key: place for key in shapes if (place := keymap(id).place(key, positions)) is not None}
+        places = _placed(keymap(id), keys, counted, most)
         if len(places) > most:
             found.clear()
         if len(places) >= most:
             most = len(places)
             found[id] = places
     return found
+
+
+def _placed(map: Keymap, keys: Sequence[str], positions: Mapping[str, frozenset[str]], least: int) -> dict[str, Place]:
+    """Return what a family knows of the keys; less of it where that is fewer than `least` keys."""
+    places: dict[str, Place] = {}
+    for index, key in enumerate(keys):
+        place = map.place(key, positions)
+        if place is not None:
+            places[key] = place
+        elif len(places) + len(keys) - index <= least:
+            break
+    return places
 
 
 def _narrow(

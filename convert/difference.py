@@ -11,6 +11,7 @@ from ..lora_core.ops.extract import Extraction, Pair, Settings, extract
 from ..lora_core.ops.provenance import file_origin
 from .checkpoint import Checkpoint, open_checkpoint
 
+LOOKUPS = ("token_embedding", "position_embedding", "shared", "embed_tokens")  # text encoders' tables, by last word
 Seen = Callable[[int, int], None]  # told how many weights of how many are done
 
 
@@ -47,7 +48,8 @@ def pairs(base: Checkpoint, tuned: Checkpoint, seen: Seen | None = None) -> Iter
     for done, target in enumerate(shared):
         if seen:
             seen(done, len(shared))
-        yield Pair(target, base.weight(target), tuned.weight(target), owned=True)
+        lookup = target.module.rpartition(".")[2] in LOOKUPS
+        yield Pair(target, base.weight(target), tuned.weight(target), owned=True, lookup=lookup)
     if seen:
         seen(len(shared), len(shared))
 

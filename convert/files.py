@@ -24,9 +24,11 @@ from .codec import decode, encode, encode_like
 from .detect import Match, detect
 from .formats import WRITABLE
 from .keymap import keymap
-from .recording import Recording
+from .recording import Later, Recording
 from .regroup import family_of
 from .scales import PEFT_KEY
+
+NO_HASH = "0" * 64  # holds a SHA-256's place
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Loaded:
     path: Path
 
 
-def tensors_at(path: str | Path) -> store.Stored:
+def tensors_at(path: str | Path, mapped: bool = False) -> store.Stored:
     """Return the tensors and header of a LoRA file, or of a folder as PEFT writes it.
 
     A PEFT configuration beside the weights becomes the header entry `adapter_config.json`. Layers that the file numbers
-    come under the numbers of the family's table, see `positional`.
+    come under the numbers of the family's table, see `positional`. `mapped` is that of `store.load`.
 
     Raises:
         FileProblem: nothing readable is there.
@@ -51,19 +53,24 @@ def tensors_at(path: str | Path) -> store.Stored:
     path = Path(path)
     if path.is_dir():
         return peft.read_folder(path)
-    stored = store.load(path)
+    stored = store.load(path, mapped)
     return positional.named(store.Stored(stored.tensors, {**peft.config_beside(path), **stored.metadata}), path)
 
 
-def load(path: str | Path) -> Loaded:
+def load(path: str | Path, mapped: bool = False) -> Loaded:
     """Read a LoRA file in any dialect, and keep its spelling for writing it back alike.
+
+    With `mapped`, for a process that ends once it has written a result, the values stay in the file until they are used
+    (see `header.map_tensors`), and it is hashed meanwhile.
 
     Raises:
         LorasmithError: the file cannot be read, is no LoRA, or holds layers that no table knows.
     """
     path = Path(path)
     origin = file_origin(path)
-    stored = tensors_at(path)
+    if mapped:
+        origin["digest"] = Later(origin["source"].digest)
+    stored = tensors_at(path, mapped)
     match = detect({key: tuple(tensor.shape) for key, tensor in stored.tensors.items()}, stored.metadata, path)
     if match.unplaced:
         title = f"{match.candidates[0]}/{match.format}"
@@ -105,6 +112,11 @@ class Plan:
     metadata: Mapping[str, str]
     configs: Mapping[str, str]  # PEFT configurations, as header entries; empty for other dialects
     recording: Recording | None = None  # of the recipe, under way; None where nobody knows where the adapter is from
+    model_hash: Later[str] | None = None  # of the tensors, where it is under way already
+
+    def hashing(self) -> Plan:
+        """Return the plan, its tensors being hashed from now on."""
+        return self if self.model_hash else replace(self, model_hash=Later(lambda: hashes.model_hash(self.tensors)))
 
 
 def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtype: str = "keep") -> Plan:
@@ -124,18 +136,24 @@ def plan(adapter: Adapter, path: str | Path, format: str | Match = "kohya", dtyp
 
 def store_plan(plan: Plan, overwrite: bool = False) -> Path:
     """Write a planned file, whole or not at all, and return its path."""
+    under_way = plan.model_hash or Later(lambda: hashes.model_hash(plan.tensors))
     if plan.configs and plan.path.suffix != ".safetensors":
-        metadata = {**plan.metadata, **_recipe(plan, hashes.model_hash(plan.tensors))}
+        metadata = {**plan.metadata, **_recipe(plan, under_way.result())}
         return peft.write_folder(plan.tensors, metadata, plan.configs, plan.path, overwrite)
-    metadata = hashes.with_hashes(plan.tensors, {**plan.metadata, **plan.configs})
-    metadata |= _recipe(plan, metadata["sshs_model_hash"])
-    return store.save(plan.path, plan.tensors, metadata, overwrite=overwrite)
+    metadata = {**plan.metadata, **plan.configs}
+    legacy = hashes.legacy_hash(plan.tensors, metadata)
+
+    def hashed(model_hash: str) -> dict[str, str]:
+        recipe = _recipe(plan, model_hash)
+        return {**metadata, "sshs_model_hash": model_hash, "sshs_legacy_hash": legacy, **recipe}
+
+    return store.save(plan.path, plan.tensors, hashed(NO_HASH), overwrite, lambda: hashed(under_way.result()))
 
 
 def file_bytes(plan: Plan) -> int:
     """Return how large the planned file will be; of a PEFT folder both files together."""
-    hashed = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
-    metadata = {"format": "pt", **plan.metadata, **plan.configs, **hashed, **_recipe(plan, "0" * 64)}
+    hashed = {"sshs_model_hash": NO_HASH, "sshs_legacy_hash": "0" * 8}
+    metadata = {"format": "pt", **plan.metadata, **plan.configs, **hashed, **_recipe(plan, NO_HASH)}
     weights = sum(tensor.numel() * tensor.element_size() for tensor in plan.tensors.values())
     return len(layout(plan.tensors, metadata).prefix) + weights
 
@@ -152,10 +170,7 @@ def tensors_for(adapter: Adapter, format: str | Match, dtype: str = "keep") -> d
     tensors = encode(adapter, format) if isinstance(format, str) else encode_like(adapter, format)
     if narrow is None:
         return tensors
-    return {
-        key: _narrowed(tensor, narrow) if tensor.is_floating_point() else tensor
-        for key, tensor in tensors.items()
-    }
+    return {key: _narrowed(tensor, narrow) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
 def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -143,9 +143,7 @@ def _seen(header: store.Header, path: Path) -> _Seen:
 def _verdicts(match: Match, header: store.Header, findings: _Findings | None) -> dict[str, dict[str, Any]]:
     if findings is not None:
         return verdicts(match, header.shapes, header.metadata, findings.alphas)
-    return {
-        host: dict(said) for host, said in _verdicts_once(tuple(header.shapes.items()), _telling(header)).items()
-    }
+    return {host: dict(said) for host, said in _verdicts_once(tuple(header.shapes.items()), _telling(header)).items()}
 
 
 @lru_cache(maxsize=64)

@@ -121,12 +121,9 @@ class Keymap:
             key: a tensor's name in a file.
             positions: for positional files, the classes that were counted, by component prefix.
         """
-        stems: dict[tuple[str, bool], list[tuple[_Prefix, Name]]] = {}
         for stem, suffix in readings(key):
-            asked = (stem, suffix.role == MODULATION)
-            if asked not in stems:
-                stems[asked] = list(self._stems(*asked))
-            found = self._found(stems[asked], suffix) if stems[asked] else None
+            stems = self._stems(stem, suffix.role == MODULATION)
+            found = self._found(stems, suffix) if stems else None
             if found:
                 return found
         return self._positional_place(key, positions or {}) if ":" in key else None
@@ -187,8 +184,12 @@ class Keymap:
             return Place(target, suffix.role, spelling, name.blocks)
         return None
 
-    def _stems(self, stem: str, modulation: bool = False) -> Iterator[tuple[_Prefix, Name]]:
-        """Yield every way to read what stands before a suffix as a prefix and a module's name."""
+    @lru_cache(maxsize=16384)  # noqa: B019 - the tensors of a layer have one stem
+    def _stems(self, stem: str, modulation: bool = False) -> tuple[tuple[_Prefix, Name], ...]:
+        """Return every way to read what stands before a suffix as a prefix and a module's name."""
+        return tuple(self._ways(stem, modulation))
+
+    def _ways(self, stem: str, modulation: bool) -> Iterator[tuple[_Prefix, Name]]:
         for prefix in self._prefixes:
             if not stem.startswith(prefix.text) or prefix.spelling.joiner == ":":
                 continue

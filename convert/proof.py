@@ -43,7 +43,7 @@ def prove(adapter: Adapter, path: str | Path, format: str | Match = "kohya", *, 
     back, match = _read_back(planned)
     report = difference(*alike([back, adapter]))
     _refuse(report, planned, dtype)
-    return Proof(planned, back, match, report)
+    return Proof(planned.hashing(), back, match, report)
 
 
 def write_proved(

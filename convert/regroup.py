@@ -147,9 +147,7 @@ def wishes_like(wishes: Iterable[Wish], adapter: Adapter) -> Iterator[Wish]:
             continue
         pieces = [_apart(wish.target, part.layer, module.blocks) for part in wish.parts]
         for target in pieces[0]:
-            parts = [
-                replace(part, layer=piece[target]) for part, piece in zip(wish.parts, pieces, strict=True)
-            ]
+            parts = [replace(part, layer=piece[target]) for part, piece in zip(wish.parts, pieces, strict=True)]
             yield replace(wish, target=target, parts=parts)
 
 

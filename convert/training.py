@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,22 +10,47 @@ from torch import nn
 
 from ..lora_core.adapter import Adapter, Target
 from ..lora_core.errors import BadConfig, UnsupportedLayer, WrongArchitecture
-from ..lora_core.train.config import TrainConfig, last_part
+from ..lora_core.train.budget import Budget
+from ..lora_core.train.config import TrainConfig
 from ..lora_core.train.create import create
 from ..lora_core.train.diffusers_backend import open_backend
 from ..lora_core.train.engine import Event, Stop, Write, never, run
 from ..lora_core.train.inject import Weights, weights_like
+from ..lora_core.train.job import Setup
+from ..lora_core.train.planning import planned
+from ..lora_core.train.world import World, world
 from .files import plan, read, write
 from .formats import WRITABLE
 from .keymap import Keymap, keymap, names
 from .regroup import in_layout, parted, turned
+from .training_header import base_hashes, metadata
 
 
 def train(config: TrainConfig, resume: bool = False, stop: Stop = never) -> Iterator[Event]:
     """Train as configured and yield events (see `lora_core.train.engine.run`).
 
+    Started by `accelerate launch`, each process takes its share; 'batch_size' counts the pictures of one process.
     Raises LorasmithError: BadConfig for a format that cannot be written, before anything is loaded.
     """
+    place = world()
+    shared = in_world(config, place)
+    try:
+        setup = opened(shared, resume)
+        given = (setup.backend, setup.write, resume, stop, setup.weights, setup.cuts, setup.start)
+        yield from run(shared, *given, place)
+    finally:
+        place.close()
+
+
+def in_world(config: TrainConfig, place: World) -> TrainConfig:
+    """Return the configuration of all processes together, on this one's device."""
+    if place.size == 1:
+        return config
+    return replace(config, batch_size=config.batch_size * place.size, device=str(place.device))
+
+
+def opened(config: TrainConfig, resume: bool = False) -> Setup:
+    """Load what a run needs; raises LorasmithError."""
     if config.format not in WRITABLE:
         raise BadConfig(f"config: 'format' is {config.format!r}; choose one of {', '.join(WRITABLE)}", key="format")
     backend = open_backend(config, diffusers_names)
@@ -39,7 +63,13 @@ def train(config: TrainConfig, resume: bool = False, stop: Stop = never) -> Iter
     def write_turned(adapter: Adapter, path: Path, facts: Mapping[str, str]) -> object:
         return write_adapter(halves_turned(adapter, backend.architecture), path, facts)
 
-    yield from run(config, backend, write_turned, resume, stop, backend.weights, backend.cuts, start)
+    return Setup(config, backend, write_turned, backend.weights, backend.cuts, start)
+
+
+def needed(config: TrainConfig) -> tuple[Budget, TrainConfig]:
+    """Return what the run will need, measured on one step, and what was decided for it; see `planning.planned`."""
+    setup = opened(config)
+    return planned(config, setup.backend, setup.weights)
 
 
 def halves_turned(adapter: Adapter, architecture: str) -> Adapter:
@@ -112,47 +142,12 @@ def diffusers_names(architecture: str, component: str) -> Mapping[str, Target]:
 
 def writer(config: TrainConfig, prediction: str) -> Write:
     """Return the function that writes an adapter with the header that hosts and collectors look for."""
+    base: dict[str, str] = {}  # the model's hashes, once they are known
 
     def write_adapter(adapter: Adapter, path: Path, facts: Mapping[str, str]) -> Path:
-        described = replace(adapter, metadata={**adapter.metadata, **metadata(config, prediction, facts)})
+        if not base:
+            base.update(base_hashes(config.model))
+        described = replace(adapter, metadata={**adapter.metadata, **metadata(config, prediction, facts, base)})
         return write(described, path, config.format, overwrite=True)
 
     return write_adapter
-
-
-def metadata(config: TrainConfig, prediction: str, facts: Mapping[str, str]) -> dict[str, str]:
-    """Return a trained file's header: what is known for certain, under sd-scripts' and modelspec's names.
-
-    `facts` are the engine's `lorasmith.*` entries. Sources of the names: sd-scripts' `train_network.py`, and the
-    Stability AI metadata standard (modelspec 1.0.0).
-    """
-    own = dict(facts)
-    tags = json.loads(own.pop("lorasmith.tags"))
-    found = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.rank),
-        "ss_network_alpha": str(config.alpha),
-        "ss_learning_rate": str(config.learning_rate),
-        "ss_text_encoder_lr": str(config.text_encoder_learning_rate) if config.text_encoder_learning_rate else None,
-        "ss_lr_scheduler": config.scheduler,
-        "ss_lr_warmup_steps": str(config.warmup),
-        "ss_optimizer": "torch.optim.adamw.AdamW",
-        "ss_steps": own["lorasmith.step"],
-        "ss_max_train_steps": str(config.steps),
-        "ss_total_batch_size": str(config.batch_size * config.accumulate),
-        "ss_gradient_accumulation_steps": str(config.accumulate),
-        "ss_max_grad_norm": str(config.max_grad_norm),
-        "ss_min_snr_gamma": str(config.min_snr_gamma) if config.min_snr_gamma else None,
-        "ss_noise_offset": str(config.noise_offset) if config.noise_offset else None,
-        "ss_num_train_images": own["lorasmith.pictures"],
-        "ss_seed": str(config.seed),
-        "ss_resolution": str((config.resolution, config.resolution)),
-        "ss_sd_model_name": last_part(config.model),
-        "ss_tag_frequency": json.dumps({Path(config.data).name: tags}),
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": config.name,
-        "modelspec.trigger_phrase": config.trigger_word or config.instance_prompt,
-        "modelspec.prediction_type": {"epsilon": "epsilon", "v_prediction": "v"}.get(prediction),
-        "modelspec.resolution": f"{config.resolution}x{config.resolution}",
-    }
-    return {**{key: value for key, value in found.items() if value is not None}, **own}

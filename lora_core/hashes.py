@@ -9,6 +9,7 @@ instead (`extensions-builtin/Lora/network.py`), and so does `autov3`.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .header import MAX_HEADER, layout, opened, tensor_bytes
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 23  # bytes hashed at once, while other threads run
 _LEGACY_BEGIN, _LEGACY_END = 0x100000, 0x110000  # the bytes of a file that the legacy hash looks at
 
 
@@ -25,8 +26,10 @@ def sha256(path: str | Path, skip: int = 0) -> str:
     digest = hashlib.sha256()
     with opened(Path(path)) as file:
         file.seek(skip)
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        size = os.fstat(file.fileno()).st_size
+        buffer = memoryview(bytearray(min(_CHUNK, max(1, size - skip))))
+        while length := file.readinto(buffer):  # type: ignore[attr-defined]
+            digest.update(buffer[:length])
     return digest.hexdigest()
 
 

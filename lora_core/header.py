@@ -1,7 +1,8 @@
 """The safetensors container: its header, read and checked, and the order in which a file's bytes are laid out.
 
-Read and written here and not through the safetensors package: nothing stays memory-mapped (under Windows a mapped file
-cannot be replaced), a damaged file is described by its byte counts, and saving and hashing share one layout.
+Read and written here and not through the safetensors package: nothing stays memory-mapped unless that is asked for
+(under Windows, where a mapped file cannot be replaced, not even then), a damaged file is described by its byte counts,
+and saving and hashing share one layout.
 Source: the format's description in the safetensors repository (8 bytes of header length, little endian; a JSON header
 padded with spaces; the tensors' bytes without holes), and its writer's order: wide dtypes first, then by name.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -134,6 +136,30 @@ def read_tensors(file: BinaryIO, header: Header, path: Path) -> dict[str, Tensor
     """Read every tensor that the header lists, each into memory of its own, in the order of its bytes."""
     order = sorted(header.spans, key=lambda key: header.spans[key])
     return {key: read_tensor(file, header, key, path) for key in order}
+
+
+def map_tensors(file: BinaryIO, header: Header, path: Path) -> dict[str, Tensor]:
+    """Return every tensor that the header lists where it lies in the file: nothing is read before it is used.
+
+    What is changed in place stays this process's own, and a file that gets another one's name does no harm; one that is
+    cut short meanwhile ends the process. Read as by `read_tensors` is what lies askew, and all where files cannot be
+    mapped, or not without keeping others from replacing them (Windows).
+    """
+    try:
+        memory = None if os.name == "nt" else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError):
+        memory = None
+    if memory is None:
+        return read_tensors(file, header, path)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    tensors = {}
+    for key in sorted(header.spans, key=lambda key: header.spans[key]):
+        (begin, end), dtype = header.spans[key], torch_dtype(header, key, path)
+        fits = end > begin and begin % dtype.itemsize == 0
+        tensors[key] = (
+            whole[begin:end].view(dtype).view(header.shapes[key]) if fits else read_tensor(file, header, key, path)
+        )
+    return tensors
 
 
 def read_tensor(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from .header import (
     Layout,
     dtype_name,
     layout,
+    map_tensors,
     opened,
     raw_bytes,
     read_header,
@@ -107,18 +108,21 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def load(path: str | Path) -> Stored:
+def load(path: str | Path, mapped: bool = False) -> Stored:
     """Read a safetensors file, or a `.pt`, `.bin`, `.ckpt` or `.pth` of `torch.save` without running any of its code.
 
     Of a pickled dict "state_dict" is taken where there is one, further dicts are joined by dots, a bare list gets the
-    keys "0", "1", ...; numbers and strings beside the tensors become metadata. Every tensor has memory of its own.
+    keys "0", "1", ...; numbers and strings beside the tensors become metadata. Every tensor has memory of its own; with
+    `mapped`, for a process that soon ends, those of a safetensors file stay in it until they are used (see
+    `header.map_tensors`).
     Raises FileProblem (missing, truncated, something else) and UnsafeFile (a pickle that asks for code).
     """
     path = Path(path)
     with opened(path) as file:
         if _is_safetensors(file.read(512), path):
             found = read_header(file, path)
-            return Stored(read_tensors(file, found, path), found.metadata)
+            read = map_tensors if mapped else read_tensors
+            return Stored(read(file, found, path), found.metadata)
         return Stored(*pickle_reader.load(path))
 
 
@@ -138,16 +142,21 @@ def header(path: str | Path) -> Header:
 
 
 def save(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, overwrite: bool = False
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    late: Callable[[], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a safetensors file whole or not at all, and return its path as it was given.
 
     The bytes go to a temporary file in the same folder (made when missing), are flushed to the disk and then take the
     name in one step; without `overwrite` a file that came to be meanwhile is left alone. Whatever interrupts the
-    writing, the temporary file is removed. Tensors may share memory or lie in any order or place.
+    writing, the temporary file is removed. Tensors may share memory or lie in any order or place. `late` is asked once
+    the tensors are written for metadata that was not known before; entries of the same lengths hold their places.
     Raises FileProblem, BadConfig (metadata that is not text) and UnsupportedLayer (a dtype that the format lacks).
     """
-    return save_pieces(path, tensors, tensors.__getitem__, metadata, overwrite)
+    return save_pieces(path, tensors, tensors.__getitem__, metadata, overwrite, late)
 
 
 def save_pieces(
@@ -156,6 +165,7 @@ def save_pieces(
     piece: Callable[[str], Tensor],
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
+    late: Callable[[], Mapping[str, str]] | None = None,
 ) -> Path:
     """Write a safetensors file as `save` does, one tensor in memory at a time.
 
@@ -165,16 +175,18 @@ def save_pieces(
         piece: returns a tensor by its name, in that shape and dtype. It is asked once for each, in the file's order.
         metadata: of the file.
         overwrite: replace a file that is there.
+        late: as in `save`.
     """
     path = usable(path)
     target = Path(os.path.realpath(path))  # a link stays a link
-    plan = layout(tensors, {**(metadata or {}), "format": "pt"})
+    known = {**(metadata or {}), "format": "pt"}
+    plan = layout(tensors, known)
     if not tensors:
         raise FileProblem(f"{target.name}: not written, there is no tensor to put into it", file=target)
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         _refuse(target, overwrite)
-        _write(temporary, plan, piece)
+        _write(temporary, plan, piece, late and (lambda: layout(tensors, {**known, **late()}).prefix))
         _publish(temporary, target, overwrite)
     except OSError as error:
         raise _unwritten(target, error) from None
@@ -191,6 +203,13 @@ def refuse_existing(path: str | Path) -> None:
         raise FileProblem(f"{path}: already exists and is a folder; name a file inside it, or a new folder", file=path)
     if os.path.exists(path):
         raise _exists(Path(path))
+
+
+def refuse_inputs(out: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise FileProblem where a result would take the place of one of its own inputs, overwriting allowed or not."""
+    for one in inputs:
+        if os.path.exists(out) and os.path.exists(one) and os.path.samefile(out, one):
+            raise FileProblem(f"{out}: is one of the inputs; give the result another name", file=out)
 
 
 def _is_safetensors(start: bytes, path: Path) -> bool:
@@ -224,11 +243,21 @@ def _refuse(target: Path, overwrite: bool) -> None:
         raise FileProblem(f"{target.parent}: cannot be made a folder ({error.strerror})", file=target) from None
 
 
-def _write(temporary: Path, plan: Layout, piece: Callable[[str], Tensor]) -> None:
+def _write(temporary: Path, plan: Layout, piece: Callable[[str], Tensor], prefix: Callable[[], bytes] | None) -> None:
+    """Write a planned file and flush it to the disk; `prefix` gives its first bytes in the end, in the same length."""
     with temporary.open("xb") as file:
         file.write(plan.prefix)
         for name in plan.names:
             file.write(raw_bytes(piece(name)))
+        file.flush()
+        os.fsync(file.fileno())
+        if prefix is None:
+            return
+        beginning = prefix()
+        if len(beginning) != len(plan.prefix):
+            raise ValueError("metadata that come late must have the lengths of those that hold their places")
+        file.seek(0)
+        file.write(beginning)
         file.flush()
         os.fsync(file.fileno())
 

@@ -37,7 +37,7 @@ def extract_lora(
     shown = partial(_shown, host.progress(len(one.targets)))
     made = extract(pairs(one, two, shown), settings, one.architecture, (None, None))
     error = exactness(made.report.relative_error)
-    left = f"; {made.vectors} changed norms and biases left out" if made.vectors else ""
+    left = f"; {made.vectors} changed norms, biases and embeddings left out" if made.vectors else ""
     report = f"extracted, {summary(made.adapter)}, {error}{left}"
     return Result((made.adapter, report), report)
 
@@ -74,7 +74,7 @@ def node(host: Host) -> Node:
             Number("rank", RANK, 0, 1024, 1, "Rank of each layer at most; 0: as energy says, or a whole LoKr factor."),
             Number("energy", 0.0, 0.0, 1.0, 0.01, "Share of each change to keep, such as 0.9; 0: as rank says."),
             Number("conv_rank", 0, 0, 1024, 1, "Rank of the convolutions, 1x1 aside; 0: as the others.", advanced=True),
-            Switch("vectors", False, "Take changed norms and biases too, as full differences.", advanced=True),
+            Switch("vectors", False, "Take changed norms, biases and embeddings too.", advanced=True),
             Socket("tuned_clip", "CLIP", "The fine-tuned text encoders; may stay unwired.", optional=True),
             Socket("base_clip", "CLIP", "The base's text encoders; may stay unwired.", optional=True),
         ),

@@ -28,9 +28,7 @@ def alias_root(root: Path = ROOT, name: str = "lorasmith") -> None:
     """Make the folder `root`, whatever it is called, importable as the package `name`."""
     if name in sys.modules:
         return
-    spec = importlib.util.spec_from_file_location(
-        name, root / "__init__.py", submodule_search_locations=[str(root)]
-    )
+    spec = importlib.util.spec_from_file_location(name, root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

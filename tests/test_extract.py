@@ -157,7 +157,7 @@ def test_rounding_makes_no_layer_and_equal_models_are_said_to_be_equal() -> None
     changed = base.clone()
     changed[3, 4] += 0.01  # one value is no rounding
     assert extract([Pair(target, base, changed.half())], Settings(rank=1)).rounding == 0
-    with pytest.raises(BadConfig, match="only 1 norms and biases differ"):
+    with pytest.raises(BadConfig, match="only 1 norms, biases and embeddings differ"):
         extract([pair(noise(5))], Settings())
 
 
@@ -231,9 +231,9 @@ def test_the_command_states_the_error_of_all_that_differs(
         wanted += float(change.square().sum())
         missed += float((change - made).square().sum())
     assert facts["relative_error"] == pytest.approx(math.sqrt(missed / wanted), rel=1e-5)
-    assert facts["vectors_left_out"] == 424
+    assert facts["vectors_left_out"] == 426
     assert (facts["rank"], facts["architecture"]) == (4, "sd15")
-    assert "norms and biases differ and were left out" in told.err
+    assert "norms, biases and embeddings differ and were left out" in told.err
 
 
 def test_a_file_and_a_folder_of_one_model_give_the_same(models: Path) -> None:
@@ -319,7 +319,8 @@ def test_the_node_gives_what_the_command_gives(models: Path) -> None:
     wanted = extracted(models / "base.safetensors", models / "tuned.safetensors", Settings(rank=3))
     assert made.layers.keys() == wanted.adapter.layers.keys()
     assert all(torch.equal(made.layers[target].up, wanted.adapter.layers[target].up) for target in made.layers)
-    assert f"relative error {wanted.report.relative_error:.2g}; 424 changed norms and biases left out" in report
+    error = f"relative error {wanted.report.relative_error:.2g}"
+    assert f"{error}; 426 changed norms, biases and embeddings left out" in report
     assert host.shown[-1] == len(host.shown) - 1 > 600
     with pytest.raises(BadConfig, match="only one of the two CLIPs"):
         extract_lora(host, tuned, base, "lora", 3, 0.0, 0, False, tuned_clip)

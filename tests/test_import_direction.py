@@ -30,7 +30,7 @@ STORE = ("hashes", "header", "pickle_reader", "unpickler")  # files of the part 
 SHELLS = ("nodes", "cli")
 BASE = {"torch", "safetensors", "numpy"}  # what every host has
 TRAIN = {"PIL", "diffusers", "transformers", "accelerate"}
-LAZY = TRAIN | {"matplotlib", "bitsandbytes", "prodigyopt", "schedulefree", "tensorboard", "wandb"}  # inside functions alone
+LAZY = TRAIN | {"matplotlib", "bitsandbytes", "prodigyopt", "schedulefree", "tensorboard", "wandb"}  # in functions
 
 
 @dataclass(frozen=True)

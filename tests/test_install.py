@@ -160,7 +160,11 @@ def test_other_versions_or_packages_are_installed_again(install: ModuleType, tmp
     ],
 )
 def test_a_failure_is_one_line_and_is_tried_again_next_time(
-    says: str, parts: list[str], install: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    says: str,
+    parts: list[str],
+    install: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(install, "ROOT", tmp_path)

@@ -646,7 +646,7 @@ def test_a_base_bakes_what_depends_on_it(here: Path, capsys: pytest.CaptureFixtu
         (["o", "a.safetensors", "b.safetensors", "--base", "gone.safetensors"], "gone.safetensors: no such file"),
         (["o", "a.safetensors", "--method", "orthogonal"], "orthogonal needs two adapters or more"),
         (["a.safetensors", "a.safetensors", "b.safetensors", "--method", "ties"], "a.safetensors: already exists"),
-        (["a.safetensors", "a.safetensors", "b.safetensors", "--force"], "a.safetensors: is an input too"),
+        (["a.safetensors", "a.safetensors", "b.safetensors", "--force"], "a.safetensors: is one of the inputs"),
     ],
 )
 def test_a_call_at_fault_is_one_line_and_writes_nothing(

@@ -439,3 +439,19 @@ TOLD: list[tuple[dict[str, Any], list[Any], str]] = [
 @pytest.mark.parametrize(("operation", "inputs", "said"), TOLD)
 def test_a_recipe_is_told_in_words(operation: dict[str, Any], inputs: list[Any], said: str) -> None:
     assert words({"operation": operation, "inputs": inputs}) == said
+
+
+@pytest.mark.parametrize("method", ["subtract", "dare-ties", "della", "orthogonal", "ties", "exact"])
+@pytest.mark.parametrize("idle", [0, 1, 2])
+def test_a_strength_of_nothing_keeps_its_place(tmp_path: Path, method: str, idle: int) -> None:
+    """The order of the inputs has a meaning: what is subtracted, which lots are drawn."""
+    if (method, idle) == ("orthogonal", 0):
+        pytest.skip("nothing would be left")
+    for seed, name in enumerate("abc"):
+        convert.write(adapter(seed), tmp_path / f"{name}.safetensors")
+    given = [f"{tmp_path / name}.safetensors{'@0' if place == idle else ''}" for place, name in enumerate("abc")]
+    out, again = str(tmp_path / "out.safetensors"), str(tmp_path / "again.safetensors")
+    assert main(["merge", out, *given, "--method", method]) == 0
+    assert main(["redo", out, again]) == 0
+    one, two = (store.load(path).tensors for path in (out, again))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)

@@ -210,7 +210,7 @@ def test_rescale_says_how_exact_it_is(here: Path, capsys: pytest.CaptureFixture[
         ("rescale a.safetensors o", "--alpha"),
         ("rescale a.safetensors o --alpha 0", "alpha 0: give a number"),
         ("rescale a.safetensors o --alpha lots", "'lots' is no alpha"),
-        ("rescale a.safetensors a.safetensors --alpha 1", "already exists"),
+        ("rescale a.safetensors a.safetensors --alpha 1", "is one of the inputs"),
     ],
 )
 def test_a_call_at_fault_is_one_line(call: str, words: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -457,7 +457,7 @@ def test_a_resized_file_can_be_made_again(here: Path, capsys: pytest.CaptureFixt
         ("a.safetensors o --rank 4 --device tpu9", "device 'tpu9'"),
         ("a.safetensors o --rank 4 --dtype int3", "'int3'"),
         ("dora.safetensors o --rank 4", "dora.safetensors: denoiser.input_blocks.1.1.transformer_blocks.0.attn1.to_q"),
-        ("a.safetensors a.safetensors --rank 4", "already exists"),
+        ("a.safetensors a.safetensors --rank 4", "is one of the inputs"),
     ],
 )
 def test_a_call_at_fault_is_one_line(call: str, words: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

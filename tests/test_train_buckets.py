@@ -20,6 +20,7 @@ from lorasmith.lora_core.train.shapes import Shapes
 
 RANDOM = np.random.default_rng(0)
 SIZES = [tuple(map(int, size)) for size in RANDOM.integers(64, 4000, (300, 2))]
+SIZES += [(8000, 70), (70, 8000), (64, 64), (30000, 64), (3000, 127)]  # far from any bucket
 BUCKETS = Shapes(512, buckets=True)
 SMALL = Shapes(32, buckets=True, step=8, low=16, high=64)
 
@@ -30,7 +31,10 @@ def test_buckets_are_those_of_kohya() -> None:
     assert set(BUCKETS.sizes) == {(512, 512), *landscape, *((h, w) for w, h in landscape)}
 
 
-@pytest.mark.parametrize("shapes", [BUCKETS, replace(BUCKETS, upscale=False), Shapes(1024, True, step=32, high=1536)])
+LONG = replace(BUCKETS, high=8192, upscale=False)  # so long that one step of height is too much area
+
+
+@pytest.mark.parametrize("shapes", [BUCKETS, replace(BUCKETS, upscale=False), LONG, Shapes(1024, True, step=32)])
 def test_buckets_are_multiples_within_the_area(shapes: Shapes) -> None:
     for size in SIZES:
         width, height = shapes.of(size)

@@ -115,7 +115,8 @@ def test_events_and_log(tmp: Path) -> None:
     events = go(config(tmp, **keys))
     kinds = [(event.event, event.step) for event in events if event.event != "step"]
     assert kinds == [
-        ("start", 0), ("checkpoint", 2), ("sample", 3), ("checkpoint", 4), ("sample", 6), ("checkpoint", 6), ("done", 7)
+        ("start", 0), ("sample", 0), ("checkpoint", 2), ("sample", 3), ("checkpoint", 4), ("sample", 6),
+        ("checkpoint", 6), ("done", 7),
     ]  # fmt: skip
     lines = [json.loads(line) for line in (tmp / "run/log.jsonl").read_text().splitlines()]
     assert lines == [event.data() for event in events]
@@ -193,13 +194,15 @@ class Failing(TinyBackend):
 
 
 def test_a_loss_that_is_nan_ends_the_run_with_the_good_steps_saved(tmp: Path) -> None:
-    go(config(tmp, out=str(tmp / "good")), stop_at=3)
+    go(config(tmp, out=str(tmp / "good")), stop_at=2)
     seen: list[Event] = []
     backend = Failing(4, None)
-    with pytest.raises(BadValues, match=r"step 4: the loss is nan on [a-e]\.png; lower 'learning_rate'"):
+    with pytest.raises(
+        BadValues, match=r"step 4: the loss is nan on [a-e]\.png; lower 'learning_rate'.*step 2, the last good one"
+    ):
         for event in run(config(tmp), backend, write_plain):
             seen.append(event)
-    assert (seen[-1].event, seen[-1].step) == ("error", 3)
+    assert (seen[-1].event, seen[-1].step) == ("error", 2)  # no loss has told yet that step 3 was good
     assert seen[-1].data()["error"]["kind"] == "BadValues"
     assert same_file(tmp / "good/tiny.safetensors", tmp / "run/tiny.safetensors")
     assert "forward" not in backend.net["mix"].__dict__
@@ -236,8 +239,10 @@ def test_factors_that_are_not_finite_are_not_saved(tmp: Path) -> None:
 
 
 def test_a_full_device_is_told_in_one_line(tmp: Path) -> None:
-    with pytest.raises(BadConfig, match="step 2: the device's memory is full; lower 'batch_size'"):
-        list(run(config(tmp), Failing(2, torch.cuda.OutOfMemoryError()), write_plain))
+    with pytest.raises(
+        BadConfig, match="step 2: the device's memory is full; what helps: 'batch_size': 1 with 'accumulate': 2"
+    ):
+        list(run(config(tmp, batch_size=2), Failing(2, torch.cuda.OutOfMemoryError()), write_plain))
 
 
 def test_a_failure_before_the_first_step_writes_nothing(tmp: Path) -> None:

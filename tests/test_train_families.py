@@ -288,7 +288,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def opened(tmp: Path, model: Path, **keys: Any) -> DiffusersBackend:
-    guided = {"guidance": GUIDANCE} if model.name.startswith("flux") else {}
+    guided = {"guidance": GUIDANCE} if model.name == "flux" else {}
     return open_backend(config(tmp, model=str(model), resolution=32, **guided, **keys), diffusers_names)
 
 
@@ -466,7 +466,20 @@ def test_blocks_are_the_repeated_ones_in_order(tmp_path: Path, models: Callable[
 @pytest.mark.parametrize(
     ("family", "keys", "line"),
     [
-        ("z_image", {"text_encoder": True}, "'text_encoder' is for CLIP, which Z-Image does not have; leave it out"),
+        (
+            "z_image",
+            {"text_encoder": True},
+            "'text_encoder' is for models with a CLIP, which Z-Image has not; leave it",
+        ),
+        (
+            "z_image",
+            {"tokenizer": "words"},
+            "'tokenizer' is for models with a CLIP, which Z-Image has not; leave it out",
+        ),
+        ("sd3", {"guidance": 2.0}, "'guidance' is for models with a guidance embedding, which Stable Diffusion 3 has"),
+        ("flux", {"negative_prompt": "dog"}, "'negative_prompt' is for models with guidance away from a prompt, which"),
+        ("flux", {"frames": 5}, "'frames' is for models with frames, which FLUX.1 has not; leave it out"),
+        ("wan", {"frames": 4}, "'frames' is 4; for Wan 2.1 it must be 4 n [+] 1"),
         ("sd3", {"resolution": 40}, "'resolution' is 40; for Stable Diffusion 3 it must be a multiple of 16"),
         ("sd3", {"objective": "epsilon"}, "'objective' is 'epsilon', and Stable Diffusion 3 has flow; leave it at"),
         ("sd15", {"objective": "flow"}, "'objective' is 'flow', and Stable Diffusion 1.x has epsilon or v_prediction"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,7 +31,8 @@ def test_the_right_hand_side_exists(page: Path) -> None:
     for _, ours, _ in rows(page):
         for word in re.findall(r"`([^`]+)`", ours):
             key = re.match(r'"?(\w+)"?', word)
-            assert word.startswith(("lorasmith ", "--resume")) or (key and key.group(1) in SETTINGS) or word == '"lokr"', word
+            ours_too = word.startswith(("lorasmith ", "--resume")) or word == '"lokr"'
+            assert ours_too or (key and key.group(1) in SETTINGS), word
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -48,3 +51,10 @@ def test_every_flag_of_the_guides_scripts_is_mapped(script: str) -> None:
     page = PAGES[0].read_text()
     absent = [flag for flag in re.findall(r'"(--[a-z_0-9]+)"', source) if f"`{flag}`" not in page]
     assert not absent
+
+
+def test_the_options_page_is_the_generated_one() -> None:
+    script = ROOT / "docs" / "generate_options.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "training-options.md").read_text(), re.M)
+    assert listed == [item.name for item in fields(TrainConfig)]

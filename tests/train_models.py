@@ -223,7 +223,9 @@ def as_checkpoint(pipeline: Path, file: Path, open_clip: bool = False) -> Path:
     text = {k.removeprefix("text_model."): v for k, v in load_file(pipeline / "text_encoder/model.safetensors").items()}
     text.pop("embeddings.position_ids", None)
     found.update(
-        open_clip_names(text) if open_clip else {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
+        open_clip_names(text)
+        if open_clip
+        else {f"cond_stage_model.transformer.text_model.{k}": v for k, v in text.items()}
     )
     save_file({key: tensor.contiguous() for key, tensor in found.items()}, file)
     return file

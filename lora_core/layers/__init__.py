@@ -22,7 +22,6 @@ from .replace import Replace
 Layer = BOFT | DiagOFT | DoRA | Full | GLoRA | IA3 | KohyaOFT | LoHa | LoKr | LoRA | Norm | OFTv2 | PeftBOFT | Replace
 
 
-
 def rank_of(layer: Layer) -> int | None:
     """Return a layer's rank, of a DoRA its inner layer's, or None where the algorithm has none."""
     rank: int | None = getattr(layer.layer if isinstance(layer, DoRA) else layer, "rank", None)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from .sketch import residual, sketch, square_norm
 
 KINDS = ("lora", "lokr")
 RANK = 32  # where neither a rank nor an energy is asked for
-PIECE = 1 << 22  # values looked at together
+PIECE = 1 << 20  # values looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,7 @@ class Pair:
     base: Tensor
     tuned: Tensor
     owned: bool = False  # whether `tuned` may be written over
+    lookup: bool = False  # a table of embeddings, for which hosts read no layer
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Settings:
     rank: int | None = None  # of each layer at most; of a LoKr's second factor, None: whole
     energy: float | None = None  # share of a change's squared singular values to keep
     conv_rank: int | None = None  # of convolutions larger than 1x1, instead of `rank`
-    vectors: bool = False  # norms and biases too, as full differences
+    vectors: bool = False  # norms and biases (as full differences) and embeddings too
     dtype: str = "keep"  # of the factors: "keep" is fp32
     device: str = "cpu"
 
@@ -84,7 +85,7 @@ class Extraction:
     report: Report  # error and size of every change, those left out included
     equal: int  # parameters that agree
     rounding: int  # parameters that differ by rounding alone
-    vectors: int  # changed norms, biases and the like that were left out
+    vectors: int  # changed norms, biases and embeddings that were left out
     left_out: float  # share of the whole change's norm in what was left out, vectors and rounding
 
 
@@ -141,7 +142,7 @@ def extract(
 
 def _nothing(found: _Found) -> str:
     if found.vectors:
-        return f"only {found.vectors} norms and biases differ; ask for vectors to take them as full differences"
+        return f"only {found.vectors} norms, biases and embeddings differ; ask for vectors to take them too"
     if found.rounding:
         return f"the models are equal up to rounding ({found.rounding} weights differ by it): nothing to extract"
     return f"the models are equal in all {found.equal} weights: nothing to extract"
@@ -161,7 +162,7 @@ def _change(found: _Found, pair: Pair, settings: Settings) -> Tensor | None:
             f"{pair.target.component}.{pair.target.module}: one of the models holds NaN or infinity there; "
             "take a sound checkpoint"
         )
-    if size and not rounding and (delta.dim() > 1 or settings.vectors):
+    if size and not rounding and (settings.vectors or (delta.dim() > 1 and not pair.lookup)):
         return delta
     found.equal, found.rounding = found.equal + (not size), found.rounding + bool(size and rounding)
     found.vectors += bool(size and not rounding)
@@ -181,7 +182,7 @@ def _alike(pair: Pair) -> Pair:
             f"{pair.target.component}.{pair.target.module}: is {list(one)} in the base and {list(two)} in the tuned "
             "model; extract from models of one family and size"
         )
-    return Pair(pair.target, pair.base.reshape(shape), pair.tuned.reshape(shape), pair.owned)
+    return replace(pair, base=pair.base.reshape(shape), tuned=pair.tuned.reshape(shape))
 
 
 def _rounding_alone(pair: Pair) -> bool:

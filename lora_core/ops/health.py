@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -114,4 +115,4 @@ def finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch has few operations on 8-bit floats
-    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(wide))
+    return all(math.isfinite(float(extreme)) for extreme in torch.aminmax(wide))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -20,8 +20,8 @@ from ..adapter import Adapter, Target
 from ..errors import BadConfig, UnsupportedLayer, WrongArchitecture
 from ..layers import Additive, Full, Layer, LoHa, LoKr, LoRA, Norm
 from .combine import change_of, total
-from .health import is_zero, refuse_bad_values
-from .lowrank import ROUNDING, cancel, columns, factors, resolution, rows, stack, truncated
+from .health import finite, is_zero, refuse_bad_values
+from .lowrank import ROUNDING, cancel, columns, exact_rows, factors, resolution, stack, truncated
 from .methods import IDS, Method, Settings, Weights, Wish, check_adapters, method, moved, wishes
 from .parts import Part, Weighted, by_target, common_shape, low_rank
 from .provenance import united
@@ -85,8 +85,11 @@ class Order:
         """Yield what is wanted, target by target: what a result is measured against (`report.wished_error`)."""
         return wishes(self.adapters, self.row, self.row_settings(), self.base, self.device)
 
-    def result(self) -> Adapter:
-        """Return the merged adapter, see `merge`."""
+    def result(self, dtype: torch.dtype | None = None) -> Adapter:
+        """Return the merged adapter, see `merge`; what a sum stores in float32, in a narrower dtype where one is named.
+
+        Layers that this would make infinite, and blocks of a fused weight, are left to the writer.
+        """
         architecture = common_architecture(self.adapters)
         acting = [part for part in self.adapters if part.strength != 0 or part.text_encoder]
         for part in acting:
@@ -94,7 +97,8 @@ class Order:
         layers: dict[Target, Layer] = {}
         nothing = True
         for wish in self.wishes():
-            layers[wish.target] = moved(self._stored(wish), "cpu")
+            stored = moved(self._stored(wish), "cpu")
+            layers[wish.target] = stored if dtype is None or wish.target.block is not None else _narrowed(stored, dtype)
             nothing = nothing and _cancel(wish.parts)
         if not layers:
             raise BadConfig("every part has strength 0 or no layers: nothing is left to merge")
@@ -105,12 +109,15 @@ class Order:
             raise BadConfig(
                 f"{names}: cancel each other out at these strengths, nothing would be left; change a strength"
             )
-        sources = [part.adapter for part in acting]
-        return united(sources, layers, self.operation(acting), architecture, common_extras(acting))
+        sources = [part.adapter for part in self.adapters]
+        return united(sources, layers, self.operation(), architecture, common_extras(acting))
 
-    def operation(self, acting: Sequence[Weighted]) -> dict[str, Any]:
-        """Return the call as JSON-ready data: the arguments of `merge` that brought it about."""
-        parts = [_described(part) for part in acting]
+    def operation(self) -> dict[str, Any]:
+        """Return the call as JSON-ready data: the arguments of `merge` that brought it about, strengths of 0 included.
+
+        An adapter's place has a meaning: for what is subtracted, and for the lots of the random methods.
+        """
+        parts = [_described(part) for part in self.adapters]
         return {
             "method": self.method,
             "rank": self.rank,
@@ -222,8 +229,8 @@ def refuse_products(target: Target, parts: Sequence[Part]) -> None:
     others = [part for part in parts if isinstance(part.layer, LoRA)]
     if products and len(products) + len(others) == len(parts) > 1:
         raise UnsupportedLayer(
-            f"{target.module}: a {type(products[0].layer).__name__} layer cannot be stacked with another one; use the "
-            "svd method, which gives the best LoRA of a rank, and says how close it comes"
+            f"{target.component}.{target.module}: a {type(products[0].layer).__name__} layer cannot be stacked with "
+            "another one; give a rank (with svd in place of exact), and the best LoRA of it is made, its error stated"
         )
 
 
@@ -241,9 +248,16 @@ def _stacked(target: Target, layers: Sequence[LoRA], strengths: Sequence[float])
         down = store_dtype(torch.cat([columns(layer) for layer in layers]).float(), wide)
     else:
         down = torch.cat([layer.down.flatten(1).to(wide) for layer in layers])
-    scaled_rows = [rows(layer, strength).float() for layer, strength in zip(layers, strengths, strict=True)]
+    scaled_rows = [exact_rows(layer, strength) for layer, strength in zip(layers, strengths, strict=True)]
     up = store_dtype(torch.cat(scaled_rows, 1), widest([layer.up for layer in layers]))
     return low_rank(up, down, shape)
+
+
+def _narrowed(layer: Layer, dtype: torch.dtype) -> Layer:
+    if not isinstance(layer, LoRA) or layer.up.dtype != torch.float32 or layer.scale != 1:
+        return layer
+    up = layer.up.to(dtype)
+    return replace(layer, up=up) if finite(up) else layer
 
 
 def _truncated(

@@ -43,6 +43,8 @@ def prune(adapter: Adapter, below: float = 0.0) -> Adapter:
         for target, layer in adapter.layers.items()
         if not _is_small(sizes[target], limit)
     }
+    if not layers and below:
+        raise BadConfig(f"below {below:g}: every layer is smaller, nothing would be left; give less, such as 0.001")
     if not layers:
         raise BadConfig("every layer is zero: nothing would be left; this LoRA does nothing, take another checkpoint")
     return derived(adapter, layers, {"method": "prune", "below": below})

@@ -18,10 +18,12 @@ from torch import Tensor
 from ..adapter import Adapter, Target
 from ..errors import BadValues, UnsupportedLayer, WrongArchitecture
 from ..layers import Additive, Layer, LoRA
-from ..layers.base import identical, wide
-from .lowrank import distance, factors, norm, relative, resolution, stack
+from ..layers.base import identical
+from .lowrank import distance, double, factors, norm, relative, resolution, rows, stack
 from .methods import Wish
 from .parts import Part, Weighted, by_target, common_shape
+
+TINY = 1e-15  # the square of what is larger is a float32 with all its digits
 
 
 @dataclass(frozen=True)
@@ -197,15 +199,11 @@ def _stacked_share(layer: Layer | None, parts: Sequence[Part]) -> Share | None:
     ranks = [term.rank for term in terms]
     if sum(ranks) != layer.rank or not all(map(_kept, torch.split(layer.down, ranks), (term.down for term in terms))):
         return None
-    pieces = torch.split(layer.up.flatten(1), ranks, 1)
-    off = [
-        piece.double().mul_(layer.scale).sub_(term.up.flatten(1), alpha=term.scale * part.strength)
-        for piece, term, part in zip(pieces, terms, parts, strict=True)
-    ]
+    wanted = torch.cat([rows(term, part.strength) for term, part in zip(terms, parts, strict=True)], 1)
+    off = double(layer.up.flatten(1)).mul_(layer.scale).sub_(wanted)
     columns = layer.down.flatten(1).float()
     gram = columns @ columns.T
-    wanted = [wide(term.up.flatten(1)) * (term.scale * part.strength) for term, part in zip(terms, parts, strict=True)]
-    error, size = _gram_norm(torch.cat(off, 1), gram), _gram_norm(torch.cat(wanted, 1), gram)
+    error, size = _gram_norm(off, gram), _gram_norm(wanted, gram)
     return None if error is None or not size else Share(error, size, 0.0 if error == 0 else None)
 
 
@@ -221,10 +219,12 @@ def _kept(found: Tensor, given: Tensor) -> bool:
 
 def _gram_norm(rows: Tensor, gram: Tensor) -> float | None:
     """Return the norm of `rows @ columns` from `columns @ columns^T`; None where rounding would show in it."""
-    largest = float(rows.abs().amax())
-    if largest == 0:
-        return 0.0
-    scaled = (rows / largest).float()
+    scaled, largest = rows.float(), 1.0
+    if not TINY < max(map(abs, map(float, torch.aminmax(scaled)))) < 1 / TINY:  # 0 and NaN as well
+        largest = float(rows.abs().amax())
+        if largest == 0:
+            return 0.0
+        scaled = (rows / largest).float()
     other = scaled.T @ scaled
     square = float((other.double() * gram.double()).sum())
     bound = float(other.diagonal().double().sum()) * float(gram.diagonal().double().sum())

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..adapter import Adapter, Target
 from ..dtypes import device_named, dtype_named
-from ..errors import BadConfig, UnsupportedLayer
+from ..errors import BadConfig, BadValues, UnsupportedLayer
 from ..layers import Full, GLoRA, Layer, LoHa, LoKr, LoRA
-from .health import refuse_bad_values
+from .health import finite, refuse_bad_values
 from .merge import widest
 from .parts import low_rank
 from .provenance import derived
@@ -114,6 +114,9 @@ class _Plan:
         best = found.best(rank)
         stored = self.dtype or own_dtype(layer)
         made = low_rank(best.rows.to(stored).cpu(), best.columns.to(stored).cpu(), tuple(layer.shape))
+        if not all(map(finite, made.tensors())):
+            where, name = f"{target.component}.{target.module}", str(stored).removeprefix("torch.")
+            raise BadValues(f"{where}: too large for {name} at this rank; choose bf16 or fp32")
         return replace(made, reshape=layer.reshape) if isinstance(layer, LoRA) else made
 
     def ranks_for(self, adapter: Adapter, megabytes: float, beside: int | None) -> RankOf:

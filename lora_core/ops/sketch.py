@@ -51,7 +51,7 @@ def sketch(matrix: Tensor, rank: int | None = None, energy: float | None = None,
 
 def square_norm(tensor: Tensor) -> float:
     """Return the sum of squares, taken in float64 piece by piece."""
-    return float(sum(piece.double().square().sum() for piece in torch.split(tensor.reshape(-1), 1 << 22)))
+    return float(sum(piece.double().square().sum() for piece in torch.split(tensor.reshape(-1), 1 << 20)))
 
 
 def residual(matrix: Tensor, product: Factors) -> float:

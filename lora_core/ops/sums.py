@@ -50,8 +50,8 @@ def added(parts: Sequence[Weighted]) -> Adapter:
 
     known = [outlines(part.adapter.layers) for part in acting]
     layers = Lazy({target: _outline(target, meeting(target, known)) for target in places}, computed)
-    sources = [part.adapter for part in acting]
-    return united(sources, layers, order.operation(acting), architecture, common_extras(acting))
+    sources = [part.adapter for part in parts]
+    return united(sources, layers, order.operation(), architecture, common_extras(acting))
 
 
 def _outline(target: Target, parts: Sequence[Part]) -> Layer:

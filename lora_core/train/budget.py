@@ -6,10 +6,12 @@ of the allocator is measured; elsewhere the tensors that the forward pass keeps 
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +104,8 @@ def probe(step: Callable[[], Tensor], parameters: Iterable[nn.Parameter], device
 
 
 def _on_gpu(step: Callable[[], Tensor], device: torch.device) -> int:
+    with torch.no_grad():
+        step()  # moves the model to where it computes, which is no part of the activations
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -147,30 +151,63 @@ def memory(device: torch.device) -> int:
         return 0
 
 
+def is_full(error: RuntimeError) -> bool:
+    """Say whether an error means that a device's memory is full; the devices' errors differ."""
+    told = str(error).lower()
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in told or "can't allocate memory" in told
+
+
+def clear() -> None:
+    """Give back what is no longer needed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def available(device: torch.device) -> int:
+    """Return the memory in bytes that this process can still take on the device, 0 where the system does not say."""
+    if device.type == "cuda":
+        own = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + own)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return memory(device)
+
+
 def advice(budget: Budget, settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings that make a run fit, the cheapest first, each with what it saves; empty where it fits.
+    """Return the settings that make a run fit, the cheapest first, each with what it saves; empty where it fits."""
+    return [] if budget.fits else switches(budget, settings)
+
+
+def switches(budget: Budget, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings that lower what a run needs, the cheapest first, each with what it saves.
 
     Args:
         budget: what the run needs.
         settings: its configuration, as JSON.
     """
-    if budget.fits:
-        return []
     found = []
+    rows, accumulate = settings.get("batch_size", 1), settings.get("accumulate", 1)
+    activations = budget.probe.activations
     if budget.encoders_stay and settings.get("offload_encoders") is False:
-        found.append(f"'offload_encoders': true saves {size(budget.encoders)}")
+        found.append(f"'offload_encoders': true{_saves(budget.encoders)}")
     if settings.get("gradient_checkpointing") in (False, "off", "auto"):
-        saved = size(int(0.7 * budget.probe.activations))
-        found.append(f"'gradient_checkpointing': 'on' saves about {saved} and takes a third more time")
-    if settings.get("batch_size", 1) > 1:
-        rows = settings["batch_size"]
-        saved = size(budget.probe.activations * (rows - 1) // rows)
-        found.append(f"'batch_size': 1 with 'accumulate': {rows * settings.get('accumulate', 1)} saves about {saved}")
-    if settings.get("quantize") == "none":
-        found.append(f"'quantize': 'int8' or 'fp8' saves about {size(budget.denoiser // 2)} of the frozen weights")
-    if not settings.get("swap_blocks"):
+        found.append(f"'gradient_checkpointing': 'on'{_saves(int(0.7 * activations))} and takes a third more time")
+    if rows > 1:
+        found.append(
+            f"'batch_size': 1 with 'accumulate': {rows * accumulate}{_saves(activations * (rows - 1) // rows)}"
+        )
+    if budget.denoiser and settings.get("quantize") == "none":
+        found.append(f"'quantize': 'int8' or 'fp8'{_saves(budget.denoiser // 2)} of the frozen weights")
+    if budget.denoiser and not settings.get("swap_blocks"):
         found.append(f"'swap_blocks' keeps up to {size(int(0.9 * budget.denoiser))} of the weights on the CPU; slower")
-    return found
+    return found or ["a lower 'resolution'"]
+
+
+def _saves(count: int) -> str:
+    return f" saves about {size(count)}" if count else " saves some"
 
 
 def text(budget: Budget, settings: Mapping[str, Any]) -> list[str]:

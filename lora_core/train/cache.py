@@ -80,7 +80,7 @@ class Cache:
         `size` is (h, w). Class pictures, and pictures without a mask, count as a whole. Raises BadDataset.
         """
         mask = view.picture.mask
-        if self.unmasked is None or mask is None or view.prior:
+        if self.unmasked is None or mask is None:
             return torch.ones(1, *size)
         key = key_of("mask", mask.digest, self._key(view), list(size))
         found = self.latents.get(key)
@@ -145,7 +145,8 @@ class Cache:
     ) -> Batch:
         """Assemble a micro-batch; `first` is the position of its first row within the step, which keys the draws.
 
-        Rows that do not follow each other are given one by one. `prior` is a caption for which the frozen model's prediction is to be kept. The loss over the rows is
+        Rows that do not follow each other are given one by one. `prior` is a caption for which the frozen model's
+        prediction is to be kept. The loss over the rows is
         `mean(instance) + prior_weight * mean(class)` (DreamBooth, arXiv 2208.12242, equation 2).
         """
         rows = range(first, first + len(views)) if isinstance(first, int) else first

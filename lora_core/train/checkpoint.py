@@ -17,8 +17,9 @@ from .state import State
 
 # What may differ between a run and its continuation: it changes no weight, or the model's and the data's hashes tell.
 FREE = frozenset(
-    "model data out tokenizer revision epochs start_from masks image_column caption_column max_pictures instance_prompt "
-    "class_data class_prompt class_pictures device gradient_checkpointing swap_blocks cache offload_encoders "
+    "model data out tokenizer revision epochs start_from masks image_column caption_column max_pictures "
+    "instance_prompt class_data class_prompt class_pictures device gradient_checkpointing swap_blocks cache "
+    "offload_encoders "
     "deterministic on_out_of_memory checkpoint_every keep validation_prompt negative_prompt sample_every sample_steps "
     "sample_guidance sample_count validation_data validation_every format report_to push_to_hub".split()
 )

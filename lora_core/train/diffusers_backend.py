@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ..adapter import Target
 from ..errors import BadConfig, WrongArchitecture
+from .compiled import compiled
 from .config import TrainConfig
 from .diffusers_load import load
 from .families import Encoder, Family, Input, Parts
+from .families.refusals import check_side, refuse_idle
 from .families.schedules import schedule_of
 from .lean import lean
 from .placement import cast, move, move_all
@@ -41,8 +43,8 @@ class DiffusersBackend:
         self.dtype = choose_dtype(config.precision, self.device)
         self.architecture, self.fingerprint = parts.architecture, fingerprint(parts.denoiser)
         self.schedule = schedule_of(self.family, parts.scheduler, config.objective)
+        refuse_idle(parts, config)
         self._trained = trained_encoders(parts, config)
-        self._check_size(config.resolution, "'resolution'")
         self._chosen = self._choose(names)
         self.names = {target: name for table in names.values() for name, target in table.items()}
         self._drawn: dict[str, Cond] = {}  # the previews' embeddings, while no text encoder is trained
@@ -93,11 +95,15 @@ class DiffusersBackend:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Let the frozen layers keep less for the run, and switch gradient checkpointing on, if configured."""
+        """Let the frozen layers keep less for the run, or compile them, and switch checkpointing on, as configured.
+
+        Compiled blocks are not made lean: what lean layers do by hand, the compiler would have to leave in pieces.
+        """
         if self.config.gradient_checkpointing in (True, "on"):
             self.checkpointing(True)
         try:
-            with lean(self.parts.denoiser, *self._trained.values()):
+            models = (self.parts.denoiser, *self._trained.values())
+            with compiled(self.blocks()) if self.config.compile else lean(*models):
                 yield
         finally:
             self.checkpointing(False)
@@ -113,7 +119,7 @@ class DiffusersBackend:
         Raises BadConfig when the sides do not fit the family.
         """
         for side in pixels.shape[-2:]:
-            self._check_size(side, "a picture's side")
+            check_side(self.parts, side, "a picture's side")
         move(self.parts.vae, self.device)
         with torch.no_grad():
             found = self.family.latents(self.parts.vae, pixels[None].to(self.device))
@@ -181,12 +187,6 @@ class DiffusersBackend:
             found.update(_named(component, modules, names))
         return found
 
-    def _check_size(self, side: int, what: str) -> None:
-        multiple = self.family.multiple
-        if side % multiple:
-            text = f"config: {what} is {side}; for {self.family.name} it must be a multiple of {multiple}"
-            raise BadConfig(text, key="resolution")
-
 
 def open_backend(config: TrainConfig, names_of: Any) -> DiffusersBackend:
     """Load a configuration's model; `names_of(architecture, component)` gives diffusers module name -> Target."""
@@ -232,14 +232,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def trained_encoders(parts: Parts, config: TrainConfig) -> dict[str, Any]:
-    """Return the text encoders to adapt, by component; raises BadConfig where the family has none that may be."""
-    if not config.text_encoder:
-        return {}
+    """Return the text encoders to adapt, by component."""
     names = [encoder.component for encoder in parts.family.encoders if encoder.clip]
-    if not names:
-        text = f"config: 'text_encoder' is for CLIP, which {parts.family.name} does not have; leave it out"
-        raise BadConfig(text, key="text_encoder")
-    return {name: parts.text_encoders[name] for name in names}
+    return {name: parts.text_encoders[name] for name in names if config.text_encoder}
 
 
 def preset_layers(family: Family, model: nn.Module, word: str) -> dict[str, nn.Module]:

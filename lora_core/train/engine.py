@@ -1,63 +1,28 @@
-"""A whole run: folders, events, checkpoints, previews, stopping and resuming, around the loop."""
+"""A whole run, read from top to bottom: events, previews, checkpoints, stopping, resuming, and what goes wrong."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
-import torch
-
 from ..adapter import Adapter
-from ..errors import BadConfig, FileProblem, LorasmithError
-from . import checkpoint, class_pictures
-from .cache import Batch, open_cache
+from ..errors import BadConfig, BadDataset, BadValues, FileProblem, LorasmithError
+from . import budget, class_pictures, hub, process
 from .config import TrainConfig
-from .data import Picture, View, plan, tag_counts, unseen, usable
+from .events import Event, Stop, never
+from .grid import grid
 from .inject import Weights, weights_like
-from .loop import Step, train
-from .objective import Objective
+from .job import Checkpointing, Cuts, Job, Setup, reads_all
+from .loop import Step
 from .protocols import Backend
-from .state import State
-from .validation import Validation
+from .report import Report
+from .saving import Write
+from .trackers import Trackers
+from .world import World
 
-Write = Callable[[Adapter, Path, Mapping[str, str]], object]  # writes an adapter file, replacing an older one
-Stop = Callable[[], bool]
-Cuts = Callable[[str], bool]  # says whether a caption is longer than the model reads
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that happened; `data()` is a line of the log."""
-
-    event: str  # class_picture | start | step | sample | checkpoint | warning | done | stopped | error
-    step: int  # finished steps
-    steps: int
-    loss: float | None = None
-    lr: float | None = None
-    seconds: float | None = None  # that this step took; in "done" and "stopped", the run since its start event
-    eta: float | None = None  # seconds still to go
-    path: str | None = None
-    message: str | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
-
-    def data(self) -> dict[str, Any]:
-        """Return the event as JSON-ready data, without what is not there."""
-        known = {key: value for key, value in asdict(self).items() if key != "more" and value is not None}
-        return {**known, **self.more}
-
-
-def never() -> bool:
-    """Return False: nobody asks to stop."""
-    return False
-
-
-def reads_all(caption: str) -> bool:
-    """Return False: no caption is cut."""
-    return False
+__all__ = ["Event", "Stop", "Write", "never", "reads_all", "run"]
 
 
 def run(
@@ -69,268 +34,259 @@ def run(
     weights: Weights = weights_like,
     cuts: Cuts = reads_all,
     start: Adapter | None = None,
+    world: World | None = None,
 ) -> Iterator[Event]:
     """Train as configured and yield events; each is also a line of `OUT/log.jsonl`.
 
     The run ends early, after the step in hand and with everything saved, when `stop()` returns True, when a file
     `OUT/stop` appears (it is removed), when the iterator is closed, or on an error; then `resume` goes on bit for bit.
     Captions that `cuts` says True to are warned of. `start` is an adapter to go on from, its layers in the pieces that
-    the backend's modules have. No file is replaced or removed that the run did not write.
+    the backend's modules have. In a `world` of several processes 'batch_size' counts the pictures of all, each process
+    yields the events, and the first one alone writes. No file is replaced or removed that the run did not write.
     Raises LorasmithError for input that is at fault; once the run has begun, after an "error" event.
     """
-    for path in class_pictures.make(config, backend.sample):
+    world = world or World()
+    if world.leads:
+        hub.check(config)
+    with process.settings(config):
+        stopped = yield from _class_pictures(config, backend, stop, world)
+        if not stopped:
+            yield from _followed(Job(Setup(config, backend, write, weights, cuts, start, world)), resume, stop)
+
+
+def _class_pictures(config: TrainConfig, backend: Backend, stop: Stop, world: World) -> Generator[Event, None, bool]:
+    """Make the class pictures that are missing; returns True when asked to stop."""
+    stopped = False
+    for path in class_pictures.make(config, backend.sample) if world.leads else ():
         yield Event("class_picture", 0, config.steps, path=str(path))
-        if stop():
-            yield Event("stopped", 0, config.steps, message="class pictures are still missing; start again to go on")
-            return
-    job = _Job(config, backend, write, weights, cuts, start)
+        stopped = stop()
+        if stopped:
+            break
+    if world.any(stopped):
+        yield Event("stopped", 0, config.steps, message="class pictures are still missing; start again to go on")
+        return True
+    return False
+
+
+def _followed(job: Job, resume: bool, stop: Stop) -> Iterator[Event]:
+    """Prepare a job and yield its events; log and trackers follow them, however the run ends."""
     job.prepare(resume)
-    events = job.events(stop)
-    try:
-        for event in events:
-            job.log(event)
-            yield event
-    except LorasmithError as error:
-        event = job.event("error", message=error.message, more={"error": error.details()})
-        job.log(event)
-        yield event
-        raise
-    except GeneratorExit:  # the caller closed the iterator: the events below save what was trained
-        events.close()  # type: ignore[attr-defined]
-        job.log(job.event("stopped", path=str(job.result)))
-        raise
-
-
-class _Job:
-    """One run's parts, and the few acts it is made of."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        backend: Backend,
-        write: Write,
-        weights: Weights,
-        cuts: Cuts,
-        start: Adapter | None = None,
-    ):
-        self.config, self.backend, self.write, self.weights, self.cuts = config, backend, write, weights, cuts
-        self.out = Path(config.out)
-        self.result = self.out / f"{config.name}.safetensors"
-        self.plan = plan(config)
-        self.cache = open_cache(config, backend)
-        self.objective = Objective(backend.schedule, config)
-        self.validation = self._validation()
-        self.identity = checkpoint.Identity(config, backend.fingerprint, self.plan.digest())
-        modules, place = backend.denoiser.modules(), (backend.device, backend.dtype)
-        self.state = State.fresh(modules, config, *place, weights, backend.names, start)
-        self.facts: dict[str, Any] = {}  # what survives a resume beside the state
-        self.saved = 0  # step of the last save
-
-    def _validation(self) -> Validation | None:
-        config = self.config
-        if config.validation_data is None:
-            return None
-        pictures = unseen(config)
-        return Validation(pictures, self.cache, self.backend.denoiser, self.objective, config)
-
-    def prepare(self, resume: bool) -> None:
-        """Refuse to overwrite, or to resume another run; make the folder."""
-        folder = self.out / "state"
-        if resume:
-            self.facts = checkpoint.restore(folder, self.state, self.identity)
-            self.saved = self.state.step
-        elif checkpoint.steps(folder):
-            raise FileProblem(f"{folder}: is there already; resume it, or choose another 'out'", file=folder)
-        for path in self.foreign(resume):
-            raise FileProblem(f"{path}: is there already; move it away, or choose another 'out'", file=path)
+    with closing(Trackers(job.config if job.world.leads else None)) as trackers:
+        running = _Run(job, stop)
+        events, warned = running.events(), False
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "stop").unlink(missing_ok=True)  # meant for a run that has ended
-        except OSError as error:
-            text = f"{self.out}: cannot be made ({error.strerror}); choose another 'out'"
-            raise FileProblem(text, file=self.out) from error
+            for event in events:
+                trackers.follow(event.data())
+                if not job.folder.log(event) and not warned:
+                    warned = True
+                    yield job.event("warning", message=f"{job.folder.path}: the log cannot be written; free some space")
+                yield event
+        except LorasmithError as error:
+            event = job.event("error", path=_there(job), message=error.message, more={"error": error.details()})
+            job.folder.log(event)
+            trackers.follow(event.data())
+            yield event
+            raise
+        except GeneratorExit:  # the caller closed the iterator: the events below save what was trained
+            events.close()  # type: ignore[attr-defined]
+            job.folder.log(job.event("stopped", path=str(job.folder.result)))
+            raise
 
-    def foreign(self, resume: bool) -> Iterator[Path]:
-        """Yield the files that the run would replace and has not written; a resumed run owns result and previews."""
-        config = self.config
-        planned = [*map(self._numbered, self._turns(config.checkpoint_every, config.steps))]
-        if not resume:
-            planned += [self.result, *map(self._preview, self._turns(config.sample_every, config.steps + 1))]
-        return (path for path in planned if path.exists())
 
-    def _turns(self, every: int, end: int) -> range:
-        """Return the steps before `end` that are still to come and that `every` meets."""
-        return range(self.state.step // every * every + every, end, every) if every else range(0)
+def _there(job: Job) -> str | None:
+    return str(job.folder.result) if job.folder.result.exists() else None
 
-    def events(self, stop: Stop) -> Iterator[Event]:
+
+class _Run:
+    """A job on its way."""
+
+    def __init__(self, job: Job, stop: Stop):
+        self.job, self.stop = job, stop
+        self.notes: list[str] = []  # warnings that are still to be told
+        self.report = Report(job.folder.path, job.config, job.plan.pictures)
+
+    def events(self) -> Iterator[Event]:
         """Yield the run's events; saves what was trained however it ends."""
-        began, ending, more = time.perf_counter(), "done", {}
-        steps = train(self.backend.denoiser, self.batches, self.objective, self.config, self.state, self.weights)
-        with self.backend.training():
+        job, began, steps = self.job, time.perf_counter(), self.steps()
+        ending = "done"
+        with job.backend.training():
             try:
-                yield from self.start(stop)
+                yield from self.start()
                 for step in steps:
+                    yield from self.told()
                     yield self.stepped(step)
+                    self.watch(step)
                     yield from self.previewed()
-                    ending = self.ending(stop)
+                    ending = self.ending()
                     if ending:
-                        more = self.validated()
                         break
+                    yield from self.validated()
                     yield from self.checkpointed()
-                self.save()
-                yield self.event(ending, seconds=time.perf_counter() - began, path=str(self.result), more=more)
-            except torch.cuda.OutOfMemoryError as error:
-                way = "lower 'batch_size' or 'resolution', or set 'gradient_checkpointing'"
-                raise BadConfig(f"step {self.state.step + 1}: the device's memory is full; {way}") from error
+                yield from self.end(ending, began)
+            except BadValues as error:
+                raise self.went_back(error) from error
             finally:
-                self.save()
-                steps.close()  # type: ignore[attr-defined]
+                job.saving.result()
+                steps.close()
 
-    def event(self, kind: str, **fields: Any) -> Event:
-        """Return an event at the step in hand."""
-        return Event(kind, self.state.step, self.config.steps, **fields)
-
-    @property
-    def prior(self) -> str | None:
-        """The caption for which the frozen model's own predictions are kept."""
-        return (self.config.class_prompt or "") if self.config.prior_from_base else None
-
-    def batches(self, index: int) -> list[Batch]:
-        """Return the micro-batches of a step (0-based)."""
-        config, rows = self.config, self.plan.rows
-        return [
-            self.cache.batch(views, config.seed, "train", index, micro * rows, config.prior_weight, self.prior)
-            for micro, views in enumerate(self.plan.views(index))
-        ]
-
-    def start(self, stop: Stop) -> Iterator[Event]:
+    def start(self) -> Iterator[Event]:
         """Encode an epoch, so that a bad file ends the run before it has begun, and say what is going to happen."""
-        self.fill(stop)
-        small = self.plan.enlarged()
-        cut = [picture for picture in self.plan.pictures if self.cuts(picture.caption)]
-        if self.validation is not None and "validation_loss_before" not in self.facts:
-            self.facts["validation_loss_before"] = self.validation.loss(self.state.device)
-        yield self.event("start", path=str(self.result), more=self.described())
-        yield from (self.event("warning", message=text) for text in self.plan.warnings)
-        if small:
-            text = f"{len(small)} pictures are smaller than 'resolution' and are enlarged: {_first(small)}"
-            yield self.event("warning", message=text)
-        if cut:
-            text = f"{len(cut)} captions are longer than the text encoder reads and are cut: {_first(cut)}"
-            yield self.event("warning", message=text)
+        job = self.job
+        job.fill(self.stop)
+        self.report = Report(job.folder.path, job.config, job.plan.pictures)  # without those that are left out
+        job.guard.watch = job.guard.watch.of(job.facts.get("watch", {}))
+        job.pieces = job.facts.get("pieces", 1)
+        self.choose_checkpointing()
+        if job.validation is not None and "validation_loss_before" not in job.facts:
+            job.facts["validation_loss_before"] = job.validation.loss(job.state.device)
+        yield job.event("start", path=str(job.folder.result), more=job.described())
+        yield from (job.event("warning", message=text) for text in job.remarks())
+        if job.state.step == 0:
+            yield from self.previewed()
 
-    def described(self) -> dict[str, Any]:
-        """Return what the start event tells."""
-        return {
-            **self.backend.facts,
-            "architecture": self.backend.architecture,
-            "objective": self.objective.prediction,
-            "pictures": len(self.plan.pictures),
-            "layers": len(self.state.factors),
-            "parameters": sum(tensor.numel() for tensor in self.state.parameters()),
-            **{key: value for key, value in self.facts.items() if key.startswith("validation")},
-        }
+    def choose_checkpointing(self) -> None:
+        """Decide where it is "auto", from one measured step: on when the activations do not fit into what is free."""
+        job = self.job
+        if job.config.gradient_checkpointing != "auto" or not isinstance(job.backend, Checkpointing):
+            return
+        free = budget.available(job.state.device)
+        job.measured = job.probe(job.largest())
+        needed = None if job.measured is None else job.needs(job.measured).adapter + job.measured.activations
+        job.checkpoints = needed is None or bool(free and needed > free * (1 - budget.RESERVE))
+        job.backend.checkpointing(job.checkpoints)
 
-    def fill(self, stop: Stop) -> None:
-        """Encode each picture as its next epoch shows it; other crops and mirrorings follow when they are drawn."""
-        if self.config.skip_broken:
-            self.plan = self.cache.sound(self.plan, self.config.steps)
-        if self.config.skip_broken and self.validation is not None:
-            broken = self.cache.fill(map(View, self.validation.pictures), skip=True)
-            self.validation = replace(self.validation, pictures=usable(self.validation.pictures, broken))
-        steps = self.plan.epoch(self.state.step, self.config.steps)
-        self.cache.fill(self.plan.drawn(steps), stop, further=() if self.prior is None else (self.prior,))
+    def steps(self) -> Generator[Step, None, None]:
+        """Train; where memory runs out, save and say what helps, or switch that on and go on from the same step."""
+        while True:
+            with closing(self.job.steps()) as steps:
+                try:
+                    yield from steps
+                    return
+                except RuntimeError as error:
+                    if not budget.is_full(error):
+                        raise
+            self.relieve()  # here the error is gone, and with it the tensors of its frames
+
+    def relieve(self) -> None:
+        """Switch on what lowers the memory, if that is wanted and there is more to switch; raises BadConfig if not."""
+        job = self.job
+        at = f"step {job.state.step + 1}: the device's memory is full"
+        job.state.optimizer.zero_grad(set_to_none=True)
+        if not job.state.whole:
+            job.saving.went_back(job.guard.back(job.state))
+        budget.clear()
+        rows = job.world.share_of(job.config.batch_size)
+        can = isinstance(job.backend, Checkpointing) and not job.checkpoints
+        if job.config.on_out_of_memory == "retry" and job.world.size == 1:
+            if can and isinstance(job.backend, Checkpointing):
+                job.checkpoints = True
+                job.backend.checkpointing(True)
+                return self.notes.append(f"{at}; gradient checkpointing is on from here")
+            if job.pieces < rows:
+                job.pieces = job.facts["pieces"] = min(2 * job.pieces, rows)
+                return self.notes.append(f"{at}; each batch goes through the model in {job.pieces} pieces from here")
+        settings = {**job.config.to_json(), "gradient_checkpointing": "off" if can else "on"}
+        found = budget.switches(job.needs(job.measured or budget.Probe(0, 0.0)), settings)[:2]
+        raise BadConfig(f"{at}; what helps: {' or '.join(found)}", key="on_out_of_memory")
+
+    def told(self) -> Iterator[Event]:
+        """Yield the warnings that have come up."""
+        while self.notes:
+            yield self.job.event("warning", message=self.notes.pop(0))
 
     def stepped(self, step: Step) -> Event:
         """Return the step's event."""
-        self.facts["loss"] = step.loss
-        self.facts["trained_seconds"] = self.facts.get("trained_seconds", 0.0) + step.seconds
-        eta = self.facts["trained_seconds"] / step.index * (self.config.steps - step.index)
-        return self.event("step", loss=step.loss, lr=step.lr, seconds=step.seconds, eta=eta, more={"norm": step.norm})
+        job = self.job
+        job.facts["loss"] = step.loss
+        job.facts["trained_seconds"] = job.facts.get("trained_seconds", 0.0) + step.seconds
+        eta = job.facts["trained_seconds"] / step.index * (job.config.steps - step.index)
+        return job.event("step", loss=step.loss, lr=step.lr, seconds=step.seconds, eta=eta, more={"norm": step.norm})
 
-    def ending(self, stop: Stop) -> str:
+    def watch(self, step: Step) -> None:
+        """Raise BadValues when the losses have left all bounds."""
+        job = self.job
+        apart = job.guard.follow(job.state, step.loss)
+        job.facts["watch"] = job.guard.watch.facts()
+        if apart:
+            names = ", ".join(step.names[:4])
+            text = f"step {step.index}: the loss is {step.loss:.4g} on {names}, far above what it was"
+            raise BadValues(f"{text}; lower 'learning_rate'", step=step.index)
+
+    def went_back(self, error: BadValues) -> BadValues:
+        """Go back to the last good state after a loss that was none, and return the error that says so."""
+        if "step" not in error.extra:  # an encoder's values, which have changed nothing
+            return error
+        step = self.job.guard.back(self.job.state)
+        self.job.saving.went_back(step)
+        self.job.facts["watch"] = {}
+        told = f"the result is that of step {step}, the last good one" if step else "nothing was learnt before"
+        return BadValues(f"{error.message}; {told}", file=error.file, good_step=step, **error.extra)
+
+    def ending(self) -> str:
         """Return the last event's name when the run ends here, else an empty text."""
-        asked = stop() or self._stop_file()
-        if self.state.step >= self.config.steps:
+        job = self.job
+        asked = job.world.any(self.stop() or job.folder.asked_to_stop())
+        if job.state.step >= job.config.steps:
             return "done"
         return "stopped" if asked else ""
 
-    def _stop_file(self) -> bool:
-        file = self.out / "stop"
-        found = file.exists()
-        file.unlink(missing_ok=True)
-        return found
-
     def previewed(self) -> Iterator[Event]:
-        """Draw the validation prompt when its turn has come, with the same seed each time."""
-        config, step = self.config, self.state.step
-        if config.validation_prompt is None or not config.sample_every or step % config.sample_every:
+        """Draw the validation prompts when their turn has come, with the same seeds each time."""
+        job, config, step = self.job, self.job.config, self.job.state.step
+        if not config.prompts or not config.sample_every or step % config.sample_every or not job.world.leads:
             return
-        path = self._preview(step)
-        path.parent.mkdir(exist_ok=True)
-        with self.state.as_saved():
-            self.backend.sample(config.validation_prompt, config.seed).save(path)
-        yield self.event("sample", path=str(path))
+        seeds = range(config.seed, config.seed + config.sample_count)
+        with job.state.as_saved():
+            rows = [(prompt, [job.backend.sample(prompt, seed) for seed in seeds]) for prompt in config.prompts]
+        path = job.folder.preview(step)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            grid(rows).save(path)
+        except OSError as error:
+            yield job.event("warning", message=f"{path}: cannot be written ({error.strerror}); free some space")
+            return
+        job.offload()
+        yield job.event("sample", path=str(path))
+
+    def validated(self) -> Iterator[Event]:
+        """Measure the loss on unseen pictures when its turn has come, apart from checkpoints."""
+        job, every = self.job, self.job.config.validation_every
+        if job.validation is not None and every and job.state.step % every == 0:
+            yield job.event("validation", more=job.validated())
 
     def checkpointed(self) -> Iterator[Event]:
-        """Write the state and a usable adapter when their turn has come, and drop the run's oldest adapters.
-
-        The state goes first: it names the adapters that are the run's own, whenever the run is killed.
-        """
-        config, step = self.config, self.state.step
-        due = config.checkpoint_every and step % config.checkpoint_every == 0
-        if not due or not self.state.finite():  # the next step's loss will tell
+        """Write a checkpoint and the report when their turn has come; a full disk is told, and the run goes on."""
+        job, config = self.job, self.job.config
+        due = config.checkpoint_every and job.state.step % config.checkpoint_every == 0
+        if not due or not job.state.finite() or not job.guard.watch.calm:  # the next losses will tell
             return
-        path, ours = self._numbered(step), [*self.facts.get("checkpoints", ()), step]
-        self.facts["checkpoints"] = ours[-config.keep :]  # all of them when it is 0
-        self._save_state()
-        self._write(path)
-        for old in ours[: -len(self.facts["checkpoints"])]:
-            self._numbered(old).unlink(missing_ok=True)
-        yield self.event("checkpoint", path=str(path), more=self.validated())
+        try:
+            path = job.saving.checkpoint()
+        except FileProblem as error:
+            yield job.event("warning", message=f"no checkpoint at this step: {error.message}")
+            return
+        yield job.event("checkpoint", path=str(path), more={} if config.validation_every else job.validated())
+        yield from self.reported()
 
-    def validated(self) -> dict[str, float]:
-        """Return the loss on unseen pictures, before and now; empty without any."""
-        if self.validation is None:
-            return {}
-        with self.state.as_saved():
-            now = self.validation.loss(self.state.device)
-        return {"validation_loss_before": self.facts["validation_loss_before"], "validation_loss": now}
+    def reported(self) -> Iterator[Event]:
+        """Write `report.html` and `loss.svg`; a problem with them is told."""
+        try:
+            if self.job.world.leads:
+                self.report.write()
+        except (OSError, BadDataset) as error:
+            yield self.job.event("warning", message=f"no report: {error}")
 
-    def save(self) -> None:
-        """Write result and state unless they are there, or unfit: half a step, or values that are not finite."""
-        new = self.state.step > self.saved or (self.state.step > 0 and not self.result.exists())
-        if new and self.state.whole and self.state.finite():
-            self._write(self.result)
-            self._save_state()
-
-    def _save_state(self) -> None:
-        checkpoint.save(self.out / "state", self.state, self.identity, self.facts, self.config.keep)
-        self.saved = self.state.step
-
-    def _write(self, path: Path) -> None:
-        facts = {
-            "lorasmith.config": json.dumps(self.config.to_public_json()),
-            "lorasmith.step": str(self.state.step),
-            "lorasmith.pictures": str(len(self.plan.pictures)),
-            "lorasmith.loss": repr(self.facts.get("loss")),
-            "lorasmith.model": self.backend.fingerprint,
-            "lorasmith.tags": json.dumps(tag_counts(self.plan.spoken(), self.config.caption_separator)),
-        }
-        self.write(self.state.adapter(self.backend.architecture), path, facts)
-
-    def _numbered(self, step: int) -> Path:
-        return self.out / f"{self.config.name}-{step:06d}.safetensors"
-
-    def _preview(self, step: int) -> Path:
-        return self.out / "samples" / f"{self.config.name}-{step:06d}.png"
-
-    def log(self, event: Event) -> None:
-        """Append an event to the run's log."""
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(event.data()) + "\n")
-
-
-def _first(pictures: Sequence[Picture]) -> str:
-    """Return the first three pictures' names, for messages."""
-    return ", ".join(picture.path.name for picture in pictures[:3])
+    def end(self, ending: str, began: float) -> Iterator[Event]:
+        """Save, report and upload, and yield the last event."""
+        job, more = self.job, dict[str, Any](self.job.validated())
+        job.saving.result()
+        yield from self.told()
+        if ending == "done" and job.config.push_to_hub and job.world.leads:
+            try:
+                found = job.folder.previews()
+                more["hub"] = hub.push(job.config, job.folder.result, job.described(), found)
+            except FileProblem as error:
+                yield job.event("warning", message=error.message)
+        yield from self.reported()
+        seconds = time.perf_counter() - began
+        yield job.event(ending, seconds=seconds, path=str(job.folder.result), more=more)

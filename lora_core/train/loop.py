@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +49,8 @@ def train(
     config: TrainConfig,
     state: State | None = None,
     weights: Weights = weights_like,
-    world: World = World(),  # noqa: B008: frozen
-) -> Iterator[Step]:
+    world: World | None = None,
+) -> Generator[Step, None, None]:
     """Train and yield after every optimizer step; stop iterating to stop training.
 
     `state` goes on from where it stands. `weights` is the host's way to a frozen weight (see `inject.attached`). The
@@ -59,7 +59,7 @@ def train(
     has changed anything.
     """
     modules = denoiser.modules()
-    state = State.fresh(modules, config) if state is None else state
+    state, world = State.fresh(modules, config) if state is None else state, world or World()
     with attached(modules, state.factors, weights, state.dropout):
         while state.step < config.steps:
             yield _step(denoiser, batches, objective, config, state, world)

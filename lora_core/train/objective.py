@@ -95,9 +95,7 @@ class Objective:
             weight = weight * self._debiased(t)
         return weight.float()
 
-    def losses(
-        self, predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
+    def losses(self, predicted: Tensor, clean: Tensor, noise: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the weighted loss of each sample, (B,) float32: a mean over all values, masked ones included.
 
         Args:

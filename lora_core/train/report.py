@@ -11,13 +11,13 @@ import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
 from .data import Picture
-from .pictures import load
+from .pictures import Source, load
 
 THUMBNAIL = 160  # pixels
 SHOWN = 120  # pictures of the data set
@@ -43,18 +43,37 @@ class Curve:
     faint: bool = False
 
 
-def write(out: Path, config: TrainConfig, pictures: Sequence[Picture]) -> Path:
-    """Write `OUT/report.html` and `OUT/loss.svg` from the run's log, and return the page's path.
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A run's report, which may be written again and again; thumbnails are made once."""
 
-    Args:
-        out: the run's folder, with log.jsonl and samples/.
-        config: the run's settings.
-        pictures: the data set.
-    """
-    events = list(read_log(out / "log.jsonl"))
-    curves = loss_curves(events)
-    drawing = svg(curves, "loss")
-    _write(out / "loss.svg", drawing)
+    out: Path  # the run's folder, with log.jsonl and samples/
+    config: TrainConfig
+    pictures: Sequence[Picture]  # the data set
+    thumbnails: dict[Path, str] = field(default_factory=dict)
+
+    def write(self) -> Path:
+        """Write `OUT/report.html` and `OUT/loss.svg` from the run's log, and return the page's path.
+
+        Raises OSError where the disk refuses, BadDataset for a picture that has gone.
+        """
+        events = list(read_log(self.out / "log.jsonl"))
+        drawing = svg(loss_curves(events), "loss")
+        _write(self.out / "loss.svg", drawing)
+        return _write(self.out / "report.html", page(events, drawing, self.config, self.pictures, self.thumbnails))
+
+
+def page(
+    events: Sequence[Mapping[str, Any]],
+    drawing: str,
+    config: TrainConfig,
+    pictures: Sequence[Picture],
+    thumbnails: dict[Path, str],
+) -> str:
+    """Return the page; pictures that are not among the thumbnails yet are added to them."""
+    for picture in pictures[:SHOWN]:
+        if picture.path not in thumbnails:
+            thumbnails[picture.path] = _embedded(picture.source, THUMBNAIL)
     parts = [
         f"<h1>{html.escape(config.name)}</h1>",
         f"<p>{html.escape(_summary(events, config))}</p>",
@@ -66,12 +85,12 @@ def write(out: Path, config: TrainConfig, pictures: Sequence[Picture]) -> Path:
         "<h2>Settings</h2>",
         _table(config.to_public_json()),
         f"<h2>Pictures ({len(pictures)})</h2>",
-        *(_figure(picture) for picture in pictures[:SHOWN]),
+        *(_figure(picture, thumbnails[picture.path]) for picture in pictures[:SHOWN]),
         f"<p>and {len(pictures) - SHOWN} more</p>" if len(pictures) > SHOWN else "",
     ]
     title = html.escape(f"{config.name}: training report")
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return _write(out / "report.html", f"{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n")
+    return f"{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
@@ -115,10 +134,8 @@ def smoothed(points: Sequence[tuple[float, float]], share: float = 0.05) -> list
 
 
 def svg(curves: Iterable[Curve], label: str) -> str:
-    """Return a drawing of curves over steps, as SVG."""
-    curves = [curve for curve in curves if curve.points]
-    if not curves:
-        return "<p>no steps yet</p>"
+    """Return a drawing of curves over steps, as SVG; empty axes where there is none yet."""
+    curves = [curve for curve in curves if curve.points] or [Curve("no steps yet", "#999999", [(0, 1.0)])]
     last = max(step for curve in curves for step, _ in curve.points)
     values = sorted(value for curve in curves for _, value in curve.points)
     top = values[min(len(values) - 1, int(0.995 * len(values)))] * 1.05 or 1.0  # a few outliers may leave the drawing
@@ -173,14 +190,14 @@ def _samples(events: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f'<figure class="wide"><img src="{_embedded(path, 1200)}"><figcaption>step {step}</figcaption></figure>'
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Picture, address: str) -> str:
     text = html.escape(f"{picture.path.name}: {picture.caption}")
-    return f'<figure><img src="{_embedded(picture.path, THUMBNAIL)}" alt=""><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img src="{address}" alt=""><figcaption>{text}</figcaption></figure>'
 
 
-def _embedded(path: Path, side: int) -> str:
+def _embedded(source: Source, side: int) -> str:
     """Return a picture as a data address, at most `side` pixels long."""
-    image = load(path)
+    image = load(source)
     image.thumbnail((side, side))
     stored = io.BytesIO()
     image.save(stored, "JPEG", quality=85)

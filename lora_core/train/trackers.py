@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +98,19 @@ def _array(image: Any) -> Any:
     return np.asarray(image)
 
 
-def follow(found: Sequence[Tracker], event: Mapping[str, Any]) -> None:
-    """Hand an event to all trackers."""
-    for tracker in found:
-        tracker.follow(event)
+class Trackers:
+    """All trackers of a run."""
+
+    def __init__(self, config: TrainConfig | None):
+        """Open them; without a configuration there are none. Raises BadConfig for one that is not installed."""
+        self.open = [] if config is None else trackers(config)
+
+    def follow(self, event: Mapping[str, Any]) -> None:
+        """Hand an event to all trackers."""
+        for tracker in self.open:
+            tracker.follow(event)
+
+    def close(self) -> None:
+        """Close all trackers."""
+        for tracker in self.open:
+            tracker.close()

@@ -90,7 +90,7 @@ class Guard:
     coming: Snapshot | None = None  # not known to be good yet
 
     def follow(self, state: State, loss: float) -> bool:
-        """Take a finished step's loss, which the state before the step gave; return True when the run has come apart."""
+        """Take a finished step's loss, which the state before it gave; return True when the run has come apart."""
         apart = self.watch.follow(loss)
         if self.watch.calm and self.coming is not None:
             self.good, self.coming = self.coming, None

@@ -51,6 +51,10 @@ class World:
         starts = [kind * part + self.rank * own for kind in range(kinds)]
         return [row for start in starts for row in rows[start : start + own]]
 
+    def share_of(self, rows: int) -> int:
+        """Return how many of so many rows are this process's."""
+        return rows // self.size
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace the tensors by their means over all processes, in place, in one exchange."""
         if self.size == 1 or not tensors:
@@ -69,6 +73,11 @@ class World:
         torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX)
         return bool(said)
 
+    def close(self) -> None:
+        """Let the processes part."""
+        if self.state is not None:
+            self.state.destroy_process_group()
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.state is not None:
@@ -80,9 +89,14 @@ def world() -> World:
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return World()
     try:
-        state = importlib.import_module("accelerate").PartialState()
+        state = importlib.import_module("accelerate").PartialState(cpu=_on_cpu())
     except ImportError as error:
         command = f"{Path(sys.executable).name} -m pip install accelerate"
         text = f"several processes need accelerate, which is not installed in {sys.executable}; run '{command}'"
         raise BadConfig(text) from error
     return World(state.process_index, state.num_processes, state)
+
+
+def _on_cpu() -> bool:
+    """Say whether the launcher asked for the CPU, or there is nothing else."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()

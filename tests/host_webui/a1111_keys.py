@@ -80,9 +80,7 @@ def leaf(shape: list[int]) -> nn.Module:
 
 def model_of(entry: dict) -> SimpleNamespace:
     """Return a model as the reader expects it."""
-    encoders = [
-        SimpleNamespace(wrapped=tree([part[1:] for part in entry["parts"] if part[0] == n])) for n in range(2)
-    ]
+    encoders = [SimpleNamespace(wrapped=tree([part[1:] for part in entry["parts"] if part[0] == n])) for n in range(2)]
     return SimpleNamespace(
         is_sdxl=entry["sdxl"],
         model=tree([part[1:] for part in entry["parts"] if part[0] == "model"]),
