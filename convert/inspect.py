@@ -369,9 +369,12 @@ def _next(info: Mapping[str, Any]) -> str:
         return "it has no effect; train it further, or get another copy"
     if against and against["verdict"] != "fits":
         return str(against["next"])
-    if info["candidates"][0] in WEBUI_FAMILIES and not all(_loads_well(info["hosts"][id]) for id in WEBUIS):
+    badly = not all(_loads_well(info["hosts"][id]) for id in WEBUIS)
+    if info["candidates"][0] in WEBUI_FAMILIES and badly and info["format"] != "kohya":
         return f"'convert {name} OUT.safetensors --to kohya' makes a file that ComfyUI, A1111 and Forge load in full"
     written = set(format_named(info["format"]).kinds) if info["format"] != "mixed" else {"lora"}
     if not _loads_well(info["hosts"]["comfyui"]) and info["format"] != "comfy" and written <= set(COMFY.kinds):
         return f"'convert {name} OUT.safetensors --to comfy' writes it in ComfyUI's own names"
+    if badly and info["candidates"][0] in WEBUI_FAMILIES:
+        return "load it where that is in full; the lines above say what the other programs leave out"
     return str(against["next"]) if against else "load it"

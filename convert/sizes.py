@@ -46,7 +46,14 @@ def resized_to_fit(
     found: Adapter | None = None
     ranks: list[int] = []
     for _ in range(ATTEMPTS):
-        result = resize(adapter, SIZE, megabytes, conv_rank, dtype, device, beside)
+        try:
+            result = resize(adapter, SIZE, megabytes, conv_rank, dtype, device, beside)
+        except BadConfig:
+            if beside is not None:
+                raise
+            least = resize(adapter, "rank", 1, conv_rank, dtype, device)  # the estimate was too large, perhaps
+            beside = file_bytes(plan(least, path, format, dtype)) - factor_bytes(least, dtype)
+            continue
         size = file_bytes(plan(result, path, format, dtype))
         found = result if size <= limit else found
         snug = size <= limit and (size >= (1 - ROOM) * limit or ranks_of(result) == ranks_of(adapter))

@@ -14,6 +14,7 @@ from .seam import Host
 from .spec import ADAPTER, LORA_MODEL, Choice, Node, Number, Output, Socket, Switch, Text
 from .training import pictures_fingerprint, train_lora
 
+OPTIMIZERS = ("adamw", "prodigy", "lion", "adafactor")  # that come along with torch or Lorasmith
 STRENGTH = {"low": -100.0, "high": 100.0, "step": 0.01}
 ADAPTER_OUT = Output("lora", ADAPTER, "The LoRA, for the other Lorasmith nodes.")
 
@@ -193,6 +194,21 @@ def _inspect(host: Host) -> Node:
     )
 
 
+TRAINING = (  # further settings, under their names in the configuration
+    Choice("algorithm", CHOICES["algorithm"], "What is trained: plain LoRA, or a kin of it.", "lora", True),
+    Choice("optimizer", OPTIMIZERS, "Prodigy finds its own rate: set learning_rate to 1 with it.", "adamw", True),
+    Choice("loss", CHOICES["loss"], "Huber and smooth L1 give outliers less weight.", "mse", True),
+    Switch("buckets", False, "Keep aspect ratios: batches of equal sizes instead of squares.", advanced=True),
+    Switch("shuffle_captions", False, "Put the tags of a caption in a new order each time.", advanced=True),
+    Number("caption_dropout", 0.0, 0.0, 1.0, 0.01, "Share of the steps without a caption.", advanced=True),
+    Text("trigger_word", "", "Put before every caption that lacks it, and into the file.", advanced=True),
+    Switch("prior_from_base", False, "Hold the model to what it made before, for other prompts.", advanced=True),
+    Number("dropout", 0.0, 0.0, 0.99, 0.01, "Share of the inner values that each step leaves out.", advanced=True),
+    Number("noise_offset", 0.0, 0.0, 1.0, 0.01, "Lets very dark and very bright pictures be learnt.", advanced=True),
+    Number("ema", 0.0, 0.0, 1.0, 0.001, "Decay of a moving average, which is then saved; 0 is none.", advanced=True),
+)
+
+
 def _train(host: Host) -> Node:
     return Node(
         "LorasmithTrainLora",
@@ -239,6 +255,7 @@ def _train(host: Host) -> Node:
                 advanced=True,
             ),
             Switch("resume", False, "Go on with the last run of this name, bit for bit.", advanced=True),
+            *TRAINING,
         ),
         outputs=(ADAPTER_OUT, Output("path", "STRING", "Full path of the new file below output/loras.")),
         run=partial(train_lora, host),

@@ -43,6 +43,7 @@ class ComfyBackend:
 
     def __init__(self, model: Any, clip: Any, vae: Any, family: str, config: TrainConfig, progress: Progress):
         """Load the model where it trains and choose the modules to adapt; call this in inference mode."""
+        _refuse(config)
         self.model, self.clip, self.vae, self.config, self.progress = model, clip, vae, config, progress
         self.architecture = family
         self.device: torch.device = model.load_device
@@ -214,6 +215,16 @@ def _pairs(tokens: Cond, row: int) -> dict[str, list[list[tuple[int, float]]]]:
     """Return one row of token ids as ComfyUI takes them: a list of chunks of (id, weight) by text encoder."""
     found = {name: ids for name, ids in tokens.items() if name.startswith(TOKENS)}
     return {name[len(TOKENS) :]: [[(int(token), 1.0) for token in ids[row]]] for name, ids in found.items()}
+
+
+def _refuse(config: TrainConfig) -> None:
+    """Raise BadConfig for what ComfyUI decides itself, or what only a run from files can do."""
+    checkpointing = config.gradient_checkpointing in (True, "on")
+    asked = {"quantize": config.quantize != "none", "swap_blocks": config.swap_blocks, "compile": config.compile}
+    asked |= {"gradient_checkpointing": checkpointing, "frames": config.frames > 1}
+    asked |= {"sample_every": config.sample_every, "class_pictures": config.class_pictures}
+    for key in (key for key, wanted in asked.items() if wanted):
+        raise BadConfig(f"config: {key!r} is not for training inside ComfyUI; leave it out", key=key)
 
 
 def _prediction(sampling: Any, asked: str) -> str:

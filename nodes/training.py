@@ -66,6 +66,7 @@ def _config(host: Host, pictures: str, name: str, resume: bool, settings: Mappin
             "out": str(last_folder(folder) if resume else free_folder(folder)),
             "name": folder.name,
             "instance_prompt": settings.get("instance_prompt", "").strip() or None,
+            "trigger_word": settings.get("trigger_word", "").strip() or None,
             "min_snr_gamma": settings.get("min_snr_gamma") or None,
         }
     )

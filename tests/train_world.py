@@ -1,4 +1,4 @@
-"""One process of a run of several: `python train_world.py FOLDER OUT STOP_AT RESUME BATCH`, told its place by environment."""
+"""One process of a run of several, told its place by the environment: FOLDER OUT STOP_AT RESUME BATCH."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def main(folder: str, out: str, stop_at: str, resume: str, batch: str) -> None:
     torch.set_num_threads(1)
     place, done = world(), [0]
     keys = {"batch_size": int(batch) * place.size, "accumulate": 2, "random_flip": True, "ema": 0.9}
-    settings = config(Path(folder), **keys, out=str(Path(folder) / out), checkpoint_every=2, module_dropout=0.0)
+    settings = config(Path(folder), **keys, out=str(Path(folder) / out), checkpoint_every=2)
     events = run(settings, TinyBackend(), write_plain, resume == "1", lambda: done[0] == int(stop_at), world=place)
     for event in events:
         done[0] = event.step
-    print(place.rank, place.size, event.event, event.step)
+    sys.stdout.write(f"{place.rank} {place.size} {event.event} {event.step}\n")
     place.close()
 
 

@@ -191,7 +191,7 @@ class DiffusersBackend:
 def open_backend(config: TrainConfig, names_of: Any) -> DiffusersBackend:
     """Load a configuration's model; `names_of(architecture, component)` gives diffusers module name -> Target."""
     dtype = choose_dtype(config.precision, choose_device(config.device))
-    parts = load(config.model, config.tokenizer, dtype, config.family)
+    parts = load(config.model, config.tokenizer, dtype, config.family, config.revision)
     wanted = ("denoiser", *(encoder.component for encoder in parts.family.encoders if encoder.clip))
     return DiffusersBackend(parts, config, {name: names_of(parts.architecture, name) for name in wanted})
 

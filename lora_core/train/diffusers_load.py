@@ -21,15 +21,23 @@ FOLDERS = ("unet", "transformer")  # where a pipeline keeps its denoiser
 
 
 def load(
-    model: str, tokenizer: str | None = None, dtype: torch.dtype | None = None, family: str | None = None
+    model: str,
+    tokenizer: str | None = None,
+    dtype: torch.dtype | None = None,
+    family: str | None = None,
+    revision: str | None = None,
 ) -> Parts:
     """Load a model on the CPU, the denoiser in `dtype` or as it is stored.
 
-    `tokenizer` is a folder with CLIP's vocabulary, `family` an id among those that the model may be. Raises
-    FileProblem, WrongArchitecture, or BadConfig when diffusers is missing.
+    `tokenizer` is a folder with CLIP's vocabulary, `family` an id among those that the model may be, `revision`
+    a branch, tag or commit on the hub. Raises FileProblem, WrongArchitecture, or BadConfig when diffusers is missing.
     """
     libraries()
     path = Path(model)
+    if revision is not None and path.exists():
+        raise BadConfig(
+            f"config: 'revision' is for models of the hub, and {model} is here; leave it out", key="revision"
+        )
     if path.is_file():
         from .checkpoint_file import load_file
 
@@ -37,7 +45,7 @@ def load(
     if path.is_dir():
         return _from_pipeline(path, tokenizer, dtype, family)
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return _from_pipeline(_from_hub(model), tokenizer, dtype, family)
+        return _from_pipeline(_from_hub(model, revision), tokenizer, dtype, family)
     raise FileProblem(f"{model}: not found; give a diffusers folder, a checkpoint file or a hub id", file=model)
 
 
@@ -71,14 +79,14 @@ def class_of(module: Any, name: str) -> Any:
     return found
 
 
-def _from_hub(model: str) -> Path:
+def _from_hub(model: str, revision: str | None) -> Path:
     """Return the folder of a downloaded pipeline; without a network, of one that was downloaded before."""
     diffusers, _ = libraries()
     connection = importlib.import_module("httpx").HTTPError if _has_httpx() else OSError
     way = "check the id and the network, or give a folder"
     try:
         with explained(model, way):
-            return Path(diffusers.DiffusionPipeline.download(model))
+            return Path(diffusers.DiffusionPipeline.download(model, revision=revision))
     except connection as error:
         raise FileProblem(f"{model}: cannot be fetched ({error}); {way}", file=model) from error
 

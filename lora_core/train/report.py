@@ -21,7 +21,7 @@ from .pictures import Source, load
 
 THUMBNAIL = 160  # pixels
 SHOWN = 120  # pictures of the data set
-WIDTH, HEIGHT, LEFT, BOTTOM = 860, 300, 64, 36  # of a curve's drawing, in pixels
+WIDTH, HEIGHT, LEFT, BOTTOM = 860, 300, 64, 44  # of a curve's drawing, in pixels
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 900px; margin: 2em auto; padding: 0 1em; color: #222; }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
@@ -156,7 +156,7 @@ def svg(curves: Iterable[Curve], label: str) -> str:
         look = f'stroke="{curve.color}" stroke-width="{1 if curve.faint else 2}" fill="none"'
         lines.append(f'<polyline points="{points}" {look}/>')
         key = f'<tspan fill="{curve.color}">&#9473;&#9473; </tspan>{html.escape(curve.name)}'
-        lines.append(f'<text x="{LEFT + 14 + 150 * number}" y="{HEIGHT - 2}">{key}</text>')
+        lines.append(f'<text x="{LEFT + 14 + 150 * number}" y="{HEIGHT - 6}">{key}</text>')
     size = f'width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"'
     title = f"<title>{html.escape(label)} over steps</title>"
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{title}{"".join(lines)}</svg>'
