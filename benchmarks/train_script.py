@@ -4,7 +4,7 @@
 
 Both train the same pipeline of random weights from the same folder of pictures, in float32 on one thread: Stable
 Diffusion 1.5 with the width of every part (UNet, autoencoder, text encoder) divided by `--divide`; 1 is the real size.
-Divided, attention over pixels keeps a larger share of the work than in the real model, which favours the script. Rounds
+Divided, attention over pixels keeps a larger share of the work than in the real model: only 1 tells its ratio. Rounds
 take turns; what counts is process CPU time between two optimizer steps, and of the rounds' ratios the median.
 This trainer encodes pictures and captions once, before its first step; the script does
 so at every step. That once is told too.

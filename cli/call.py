@@ -80,6 +80,7 @@ def _scale(verb: Parser, formats: str) -> None:
 
 
 def _train(verb: Parser) -> None:
+    verb.epilog = "CONFIG's entries: docs/training-options.md, beside the code"
     verb.add_argument("--resume", action="store_true", help="go on where the run ended")
     verb.add_argument("--plan", action="store_true", help="measure one step, say what the run will need, and end")
     verb.add_argument("--json", action="store_true", help="--plan: as JSON")

@@ -16,14 +16,15 @@ from torch import Tensor, nn  # noqa: E402
 from train_families import write_pipeline  # noqa: E402
 from train_models import config, one_thread, pictures  # noqa: E402
 
-from lorasmith.convert.training import diffusers_names, train  # noqa: E402
+from lorasmith.convert.training import diffusers_names, needed, train  # noqa: E402
 from lorasmith.lora_core.errors import BadConfig  # noqa: E402
+from lorasmith.lora_core.train import budget  # noqa: E402
 from lorasmith.lora_core.train.create import create  # noqa: E402
 from lorasmith.lora_core.train.diffusers_backend import DiffusersBackend, open_backend  # noqa: E402
 from lorasmith.lora_core.train.inject import attached  # noqa: E402
 from lorasmith.lora_core.train.placement import move  # noqa: E402
 from lorasmith.lora_core.train.quantizing import BLOCK, CODINGS, NF4  # noqa: E402
-from lorasmith.lora_core.train.storage import resting, stored_bytes, weights  # noqa: E402
+from lorasmith.lora_core.train.storage import resting, weights  # noqa: E402
 
 __all__ = ["one_thread"]  # a fixture
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,7 +98,7 @@ def test_a_stored_model_computes_as_one_with_the_decoded_weights(tmp_path: Path,
     assert changed == 2 * 12 + 2 * 5
     for ours, theirs in zip(step(backend), step(plain), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    blocks = stored_bytes(plain.blocks()), stored_bytes(backend.blocks())
+    blocks = budget.weights(plain.blocks()), budget.weights(backend.blocks())
     assert blocks[1] < blocks[0] * 0.7  # norms and biases are many in so small a model
 
 
@@ -154,3 +155,12 @@ def test_a_run_over_a_stored_model(tmp_path: Path, model: Path, algorithm: str) 
     keys |= {"validation_prompt": "a cat", "sample_every": 2, "sample_steps": 1}
     events = [event.event for event in train(config(tmp_path, **keys))]
     assert "sample" in events and events[-1] == "done"
+
+
+def test_a_plan_leaves_out_what_rests_on_the_cpu(tmp_path: Path, model: Path) -> None:
+    pictures(tmp_path / "data", {"a": "a"})
+    common = {"model": str(model), "resolution": 32, "format": "diffusers"}
+    plain, swapped = (needed(config(tmp_path, **common, swap_blocks=n))[0] for n in (0, 1))
+    backend = opened(tmp_path, model, swap_blocks=1)
+    away = sum(module.weight.nbytes for module in resting(backend.parts.denoiser))  # type: ignore[union-attr, operator]
+    assert plain.denoiser - swapped.denoiser == away > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter import Adapter
 from ..errors import BadConfig
@@ -25,6 +25,7 @@ from .objective import Objective
 from .protocols import Backend
 from .saving import Saving, Write
 from .state import State
+from .storage import resting
 from .validation import Validation
 from .views import Plan, View
 from .watch import Guard, Snapshot
@@ -210,7 +211,7 @@ class Job:
         encoders = [] if models is None else [models.vae, *models.text_encoders.values()]
         device = state.device
         return budget.Budget(
-            denoiser=0 if models is None else budget.weights([models.denoiser]),
+            denoiser=0 if models is None else budget.weights([models.denoiser]) - _resting(models.denoiser),
             encoders=budget.weights(encoders),
             encoders_stay=not (config.offload_encoders and self.cache.texts_are_finite),
             adapter=budget.adapter(state.parameters(), config.optimizer),
@@ -296,6 +297,11 @@ def parts(rows: Sequence[T], count: int, kinds: int = 1) -> list[list[T]]:
     cuts = [each * n // count for n in range(count + 1)]
     starts = [kind * each for kind in range(kinds)]
     return [[row for s in starts for row in rows[s + a : s + b]] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _resting(denoiser: nn.Module) -> int:
+    """Return the bytes of the weights that wait on the CPU while others are computed with."""
+    return sum(module.weight.nbytes for module in resting(denoiser) if isinstance(module.weight, Tensor))
 
 
 def _first(pictures: Sequence[Picture]) -> str:

@@ -7,7 +7,7 @@ get it through `weights`, layers without one through a forward of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,12 +85,6 @@ def resting(model: nn.Module) -> Iterator[nn.Module]:
         stored: Stored | None = module.__dict__.get(_STORED)
         if stored is not None and stored.rests:
             yield module
-
-
-def stored_bytes(modules: Iterable[nn.Module]) -> int:
-    """Return the memory of all parameters and buffers, in bytes, wherever they lie."""
-    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _is_plain(module: nn.Module) -> bool:

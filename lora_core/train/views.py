@@ -136,11 +136,6 @@ class Plan:
         """Pictures in one micro-batch, class pictures included."""
         return self.batch_size * (2 if self.priors else 1)
 
-    @property
-    def batches_per_epoch(self) -> float:
-        """Micro-batches that show every picture once, repeats included."""
-        return sum(picture.repeats for picture in self.pictures) / self.batch_size
-
     def views(self, step: int) -> list[list[View]]:
         """Return the micro-batches of a step (0-based); class pictures follow the instance pictures in each."""
         return [self._micro_batch(step * self.accumulate + micro) for micro in range(self.accumulate)]
